@@ -1,0 +1,2 @@
+//! Shared pieces of the benchmarks.
+#![forbid(unsafe_code)]

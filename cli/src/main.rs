@@ -1,0 +1,4 @@
+//! The `switchyard` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The loop around the scheduler: collect events, schedule, send, commit.
+
+pub mod request;

@@ -1,0 +1,126 @@
+//! What the front end asks of the engine, and what it gets back.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+/// One sequence to generate. Checked: the prompt is not empty, its ids are below the vocabulary size, and
+/// `prompt.len() + max_tokens` fits the model's context.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Prompt token ids.
+    pub prompt: Vec<u32>,
+    /// How to sample.
+    pub sampling: SamplingParams,
+    /// Most tokens to generate, at least 1.
+    pub max_tokens: u32,
+    /// Tokens that end the answer; not part of it.
+    pub stop_token_ids: Vec<u32>,
+}
+
+/// Sampling parameters of one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// 0 means greedy.
+    pub temperature: f32,
+    /// 1 means off.
+    pub top_p: f32,
+    /// Key of the counter-based generator.
+    pub seed: u64,
+    /// Index of the choice among the request's `n`.
+    pub choice: u32,
+    /// Whether log probabilities are reported.
+    pub logprobs: bool,
+    /// Most likely alternatives to report, 0..=20.
+    pub num_top_logprobs: u32,
+}
+
+/// What a running sequence tells its owner, in order. The last one is `Finished` or `Failed`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GenerateEvent {
+    /// One more token of the answer.
+    Token(GeneratedToken),
+    /// The answer is complete.
+    Finished(FinishReason),
+    /// The answer cannot be completed.
+    Failed(GenerateError),
+}
+
+/// A sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GeneratedToken {
+    /// The token.
+    pub token_id: u32,
+    /// Natural logarithm of its probability, when asked for.
+    pub logprob: Option<f32>,
+    /// Most likely tokens with their log probabilities, most likely first.
+    pub top_logprobs: Vec<(u32, f32)>,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was sampled.
+    Stop,
+    /// `max_tokens` were generated.
+    Length,
+}
+
+/// Why an accepted sequence could not be completed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GenerateError {
+    /// The model's group lost a rank and could not be re-formed in time.
+    #[error("model group unavailable: {0}")]
+    GroupLost(String),
+    /// The coordinator is shutting down.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a request is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The waiting queue is full.
+    #[error("{waiting} requests are already waiting, which is the limit; retry after {} s", .retry_after.as_secs())]
+    QueueFull {
+        /// Requests waiting.
+        waiting: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// No group serves the model at the moment.
+    #[error("the model is not ready: {reason}; retry after {} s", .retry_after.as_secs())]
+    NotReady {
+        /// What it waits for.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The sequence needs more KV blocks than a rank has.
+    #[error("the request needs {needed} KV blocks, but a rank has {available}")]
+    TooLong {
+        /// Blocks of the longest possible sequence.
+        needed: usize,
+        /// Blocks of a rank.
+        available: usize,
+    },
+}
+
+/// A sequence being generated. Dropping it cancels the sequence; its blocks are free within one step.
+#[derive(Debug)]
+pub struct Generation {
+    events: mpsc::Receiver<GenerateEvent>,
+}
+
+impl Generation {
+    /// Wraps the receiving end of a sequence's events.
+    #[must_use]
+    pub fn new(events: mpsc::Receiver<GenerateEvent>) -> Self {
+        Self { events }
+    }
+
+    /// The next event; `None` after `Finished` or `Failed`.
+    pub async fn next(&mut self) -> Option<GenerateEvent> {
+        self.events.recv().await
+    }
+}

@@ -1,0 +1,407 @@
+"""The V4 architecture for training, whole sequences at a time.
+
+Parameter names are the checkpoint's, except that a layer's routed experts are stacked:
+`layers.N.ffn.experts.w1` [E, I, D]. With `official=True` the forward pass reproduces the served
+numerics: bf16 at every cast point, e4m3 activations and KV, Hadamard + fp4 in the indexer.
+Shapes in brackets: B sequences, T tokens, N = B*T, D hidden, n streams, H heads, d head_dim.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quant import bf16_sim, fp4_act_sim, fp8_act_sim, hadamard, ste
+
+MASKED = -1e30
+
+
+class Weight(nn.Module):
+    """One named tensor `weight` with its storage format (see quant.WEIGHT_SIM)."""
+
+    def __init__(self, shape, fmt, std):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape) * std if std else torch.ones(shape))
+        self.weight.fmt = fmt
+
+
+def linear(out_dim, in_dim, fmt, gain=1.0):
+    """A projection [out, in] with fan-in initialisation."""
+    return Weight((out_dim, in_dim), fmt, gain * in_dim ** -0.5)
+
+
+def norm_weight(dim):
+    """A norm weight [dim], initially one."""
+    return Weight((dim,), "bf16", None)
+
+
+def rope_table(cfg, compressed, length):
+    """cos, sin [length, rope_dim/2] of one layer kind; YaRN only for compressed layers (MODEL: no mscale)."""
+    dim = cfg["qk_rope_head_dim"]
+    base = cfg["compress_rope_theta"] if compressed else cfg["rope_theta"]
+    freq = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    if compressed:
+        yarn = cfg["rope_scaling"]
+        orig = yarn["original_max_position_embeddings"]
+
+        def dim_of(rotations):
+            return dim * math.log(orig / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+        low, high = math.floor(dim_of(yarn["beta_fast"])), math.ceil(dim_of(yarn["beta_slow"]))
+        ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+        freq = freq / yarn["factor"] * ramp + freq * (1 - ramp)
+    angle = torch.arange(length, dtype=torch.float32)[:, None] * freq
+    return angle.cos(), angle.sin()
+
+
+class Numerics:
+    """The cast points: identity in training warm-up, the served roundings when `official`."""
+
+    official = False
+
+    def cast(self, x):
+        return ste(x, bf16_sim) if self.official else x
+
+    def act(self, x):
+        """Input of an FP8 or FP4 projection."""
+        return ste(x, fp8_act_sim, 128) if self.official else x
+
+    def linear(self, x, w):
+        """Quantised projection of x [..., in]."""
+        return self.cast(F.linear(self.act(x), w))
+
+    def rms(self, x, w=None, eps=1e-6):
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        return self.cast(y if w is None else y * w)
+
+    def rope(self, x, cos, sin):
+        """Rotate interleaved pairs of the last channels; cos, sin broadcast over x [..., rope_dim/2]."""
+        width = 2 * cos.shape[-1]
+        a, b = x[..., -width:].unflatten(-1, (-1, 2)).unbind(-1)
+        rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+        return torch.cat((x[..., :-width], self.cast(rotated)), -1)
+
+    def kv(self, x, rope_dim):
+        """The KV cache's e4m3 round trip of the channels that carry no position."""
+        if not self.official:
+            return x
+        return torch.cat((ste(x[..., :-rope_dim], fp8_act_sim, 64), x[..., -rope_dim:]), -1)
+
+
+class HyperConnection(nn.Module):
+    """mHC coefficients of one sublayer (MODEL section 3)."""
+
+    def __init__(self, cfg, stream):
+        super().__init__()
+        n, width = cfg["hc_mult"], cfg["hc_mult"] * cfg["hidden_size"]
+        self.n, self.iters, self.eps = n, cfg["hc_sinkhorn_iters"], cfg["hc_eps"]
+        self.rms_eps = cfg["rms_norm_eps"]
+        self.fn = nn.Parameter(torch.randn(n * (n + 2), width) * 0.3 * width ** -0.5)
+        base = torch.zeros(n * (n + 2))
+        base[:n] = -1.0
+        base[stream] = 1.0
+        base[2 * n:] = 3.0 * torch.eye(n).flatten()
+        self.base = nn.Parameter(base)
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, h):
+        """h [N, n, D] -> pre [N, n], post [N, n], mix [N, n, n] (row = source stream)."""
+        n, eps = self.n, self.eps
+        flat = h.flatten(-2)
+        m = F.linear(flat, self.fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.rms_eps)
+        pre = torch.sigmoid(m[:, :n] * self.scale[0] + self.base[:n]) + eps
+        post = 2 * torch.sigmoid(m[:, n:2 * n] * self.scale[1] + self.base[n:2 * n])
+        mix = (m[:, 2 * n:] * self.scale[2] + self.base[2 * n:]).unflatten(-1, (n, n)).softmax(-1) + eps
+        mix = mix / (mix.sum(-2, keepdim=True) + eps)
+        for _ in range(self.iters - 1):
+            mix = mix / (mix.sum(-1, keepdim=True) + eps)
+            mix = mix / (mix.sum(-2, keepdim=True) + eps)
+        return pre, post, mix
+
+
+def collapse(num, h, pre):
+    """h [N, n, D], pre [N, n] -> [N, D]."""
+    return num.cast((pre.unsqueeze(-1) * h).sum(1))
+
+
+def expand(num, y, h, post, mix):
+    """New streams: post[k]*y + sum_j mix[j, k]*h[j]; returns [N, n, D]."""
+    out = post.unsqueeze(-1) * y.unsqueeze(1)
+    for j in range(h.shape[1]):
+        out = out + mix[:, j, :, None] * h[:, j, None, :]
+    return num.cast(out)
+
+
+class Compressor(nn.Module):
+    """Pools blocks of `ratio` tokens into one entry (MODEL section 4.3)."""
+
+    def __init__(self, cfg, ratio, dim):
+        super().__init__()
+        self.ratio, self.dim, self.overlap = ratio, dim, ratio == 4
+        width = 2 * dim if self.overlap else dim
+        self.ape = nn.Parameter(torch.zeros(ratio, width))
+        self.norm = norm_weight(dim)
+        self.wkv = linear(width, cfg["hidden_size"], "bf16")
+        self.wgate = linear(width, cfg["hidden_size"], "bf16", 0.3)
+
+    def forward(self, num, x, cos, sin):
+        """x [B, T, D] -> rotated entries [B, T // ratio, dim], before the cache round trip."""
+        ratio, dim = self.ratio, self.dim
+        x = x[:, : x.shape[1] // ratio * ratio]
+        kv = F.linear(x, self.wkv.weight).unflatten(1, (-1, ratio))
+        score = F.linear(x, self.wgate.weight).unflatten(1, (-1, ratio)) + self.ape
+        if self.overlap:
+            kv = torch.cat((F.pad(kv[:, :-1, :, :dim], (0, 0, 0, 0, 1, 0)), kv[..., dim:]), 2)
+            prev = F.pad(score[:, :-1, :, :dim], (0, 0, 0, 0, 1, 0), value=MASKED)
+            score = torch.cat((prev, score[..., dim:]), 2)
+        entries = num.cast((score.softmax(2) * kv).sum(2))
+        entries = num.rms(entries, self.norm.weight)
+        return num.rope(entries, cos[: x.shape[1]: ratio], sin[: x.shape[1]: ratio])
+
+
+class Indexer(nn.Module):
+    """Lightning indexer: scores compressed entries per query (MODEL section 4.4)."""
+
+    def __init__(self, cfg, ratio):
+        super().__init__()
+        self.heads, self.dim = cfg["index_n_heads"], cfg["index_head_dim"]
+        self.wq_b = linear(self.heads * self.dim, cfg["q_lora_rank"], "fp8")
+        self.weights_proj = linear(self.heads, cfg["hidden_size"], "bf16")
+        self.compressor = Compressor(cfg, ratio, self.dim)
+
+    def forward(self, num, x, qr, cos, sin):
+        """x [B, T, D], qr [B, T, q_lora] -> scores [B, T, W]."""
+        q = num.linear(qr, self.wq_b.weight).unflatten(-1, (self.heads, self.dim))
+        q = num.rope(q, cos[: x.shape[1], None], sin[: x.shape[1], None])
+        k = self.compressor(num, x, cos, sin)
+        if num.official:
+            q, k = (ste(num.cast(hadamard(t)), fp4_act_sim) for t in (q, k))
+        u = num.cast(F.linear(x, self.weights_proj.weight)) * (self.dim * self.heads) ** -0.5
+        return (torch.einsum("bthd,bwd->bthw", q, k).relu() * u.unsqueeze(-1)).sum(2)
+
+
+class Attention(nn.Module):
+    """Sliding window plus compressed entries plus sink, one shared key-value head (MODEL section 4)."""
+
+    def __init__(self, cfg, ratio):
+        super().__init__()
+        self.cfg, self.ratio = cfg, ratio
+        self.heads, self.dim = cfg["num_attention_heads"], cfg["head_dim"]
+        self.groups, self.topk = cfg["o_groups"], cfg["index_topk"]
+        hidden, lora, o_lora = cfg["hidden_size"], cfg["q_lora_rank"], cfg["o_lora_rank"]
+        self.wq_a, self.q_norm = linear(lora, hidden, "fp8"), norm_weight(lora)
+        self.wq_b = linear(self.heads * self.dim, lora, "fp8")
+        self.wkv, self.kv_norm = linear(self.dim, hidden, "fp8"), norm_weight(self.dim)
+        self.attn_sink = nn.Parameter(torch.zeros(self.heads))
+        self.wo_a = linear(self.groups * o_lora, self.heads * self.dim // self.groups, "fp8_bf16")
+        self.wo_b = linear(hidden, self.groups * o_lora, "fp8", 0.3)
+        if ratio:
+            self.compressor = Compressor(cfg, ratio, self.dim)
+        if ratio == 4:
+            self.indexer = Indexer(cfg, ratio)
+
+    def compressed(self, num, x, qr, cos, sin):
+        """Entries [B, W, d], their visibility [B or 1, T, W], index scores [B, T, W] or None if all are selected."""
+        entries = num.kv(self.compressor(num, x, cos, sin), self.cfg["qk_rope_head_dim"])
+        position = torch.arange(x.shape[1])
+        visible = torch.arange(entries.shape[1]) < ((position + 1) // self.ratio)[:, None]
+        visible = visible[None]
+        if self.ratio != 4 or entries.shape[1] <= self.topk:
+            return entries, visible, None
+        score = self.indexer(num, x.detach(), qr.detach(), cos, sin)
+        ranked = score.detach().masked_fill(~visible, MASKED)
+        kept = torch.zeros_like(ranked, dtype=torch.bool).scatter_(2, ranked.topk(self.topk, -1).indices, True)
+        return entries, visible & kept, score
+
+    def forward(self, num, x, cos, sin):
+        """x [B, T, D] -> (output [B, T, D], indexer loss or None)."""
+        batch, length, _ = x.shape
+        cos_t, sin_t = cos[:length], sin[:length]
+        qr = num.rms(num.linear(x, self.wq_a.weight), self.q_norm.weight)
+        q = num.rms(num.linear(qr, self.wq_b.weight).unflatten(-1, (self.heads, self.dim)))
+        q = num.rope(q, cos_t[:, None], sin_t[:, None])
+        kv = num.rope(num.rms(num.linear(x, self.wkv.weight), self.kv_norm.weight), cos_t, sin_t)
+        keys = num.kv(kv, self.cfg["qk_rope_head_dim"])
+        age = torch.arange(length)[:, None] - torch.arange(length)
+        mask = ((age >= 0) & (age < self.cfg["sliding_window"]))[None]
+        index_score = visible = None
+        if self.ratio and length >= self.ratio:
+            entries, visible, index_score = self.compressed(num, x, qr, cos, sin)
+            keys = torch.cat((keys, entries), 1)
+            mask = torch.cat((mask.expand(visible.shape[0], -1, -1), visible), 2)
+        logits = torch.einsum("bthd,bsd->bhts", q, keys) * self.dim ** -0.5
+        logits = logits.masked_fill(~mask[:, None], MASKED)
+        top = logits.detach().amax(-1, keepdim=True)
+        weight = (logits - top).exp()
+        total = weight.sum(-1, keepdim=True) + (self.attn_sink[:, None, None] - top).exp()
+        out = torch.einsum("bhts,bsd->bthd", num.cast(weight), keys) / total.transpose(1, 2)
+        out = num.rope(num.cast(out), cos_t[:, None], -sin_t[:, None])
+        grouped = out.reshape(batch, length, self.groups, -1)
+        z = torch.einsum("btgi,goi->btgo", grouped, self.wo_a.weight.unflatten(0, (self.groups, -1)))
+        y = num.linear(num.cast(z).flatten(2), self.wo_b.weight)
+        return y, index_loss(index_score, visible, weight.detach(), total.detach())
+
+
+def index_loss(score, visible, weight, total):
+    """Cross-entropy of the indexer's softmax against the attention mass of the entries it kept."""
+    if score is None:
+        return None
+    target = (weight / total)[..., -score.shape[-1]:].sum(1)
+    target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
+    log_prob = score.masked_fill(~visible, MASKED).log_softmax(-1)
+    return -(target * log_prob.masked_fill(~visible, 0.0)).sum(-1).mean()
+
+
+class Experts(nn.Module):
+    """Routed experts of one layer, stacked: w1, w3 [E, I, D], w2 [E, D, I]."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        count, inner, hidden = cfg["n_routed_experts"], cfg["moe_intermediate_size"], cfg["hidden_size"]
+        for name, shape, gain in (("w1", (inner, hidden), 1.0), ("w3", (inner, hidden), 1.0), ("w2", (hidden, inner), 0.3)):
+            param = nn.Parameter(torch.randn(count, *shape) * gain * shape[1] ** -0.5)
+            param.fmt = "fp4"
+            setattr(self, name, param)
+
+
+class SharedExpert(nn.Module):
+    """The expert every token visits."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        inner, hidden = cfg["moe_intermediate_size"] * cfg["n_shared_experts"], cfg["hidden_size"]
+        self.w1, self.w3 = linear(inner, hidden, "fp8"), linear(inner, hidden, "fp8")
+        self.w2 = linear(hidden, inner, "fp8", 0.3)
+
+
+class Gate(nn.Module):
+    """Router: sqrt(softplus) scores; a token-id table on hash layers, biased top-k elsewhere."""
+
+    def __init__(self, cfg, layer):
+        super().__init__()
+        experts, self.topk = cfg["n_routed_experts"], cfg["num_experts_per_tok"]
+        self.scaling = cfg["routed_scaling_factor"]
+        self.weight = linear(experts, cfg["hidden_size"], "bf16").weight
+        self.hashed = layer < cfg["num_hash_layers"]
+        if self.hashed:
+            self.register_buffer("tid2eid", hash_table(cfg, layer))
+        else:
+            self.register_buffer("bias", torch.zeros(experts))
+            self.register_buffer("load", torch.zeros(experts), persistent=False)
+
+    def forward(self, x, ids):
+        """x [N, D], ids [N] -> experts [N, k], weights [N, k]."""
+        score = F.softplus(F.linear(x, self.weight)).sqrt()
+        if self.hashed:
+            chosen = self.tid2eid[ids]
+        else:
+            chosen = (score.detach() + self.bias).topk(self.topk, -1).indices
+        weight = score.gather(1, chosen)
+        return chosen, weight / weight.sum(-1, keepdim=True) * self.scaling
+
+    def rebalance(self, rate):
+        """Loss-free balancing: push the selection bias of busy experts down."""
+        if not self.hashed:
+            self.bias += rate * torch.sign(self.load.mean() - self.load)
+            self.load.zero_()
+
+
+def hash_table(cfg, layer):
+    """A fixed random table [vocab, k] of distinct experts per token."""
+    rng = torch.Generator().manual_seed(1000 + layer)
+    order = torch.rand(cfg["vocab_size"], cfg["n_routed_experts"], generator=rng).argsort(1)
+    return order[:, : cfg["num_experts_per_tok"]].contiguous()
+
+
+def swiglu(num, limit, x, w1, w3, w2, weight=None):
+    """Clamped SwiGLU; the routing weight multiplies before the down projection."""
+    gate = num.linear(x, w1).clamp(max=limit)
+    up = num.linear(x, w3).clamp(-limit, limit)
+    inner = F.silu(gate) * up
+    return num.linear(num.cast(inner if weight is None else inner * weight), w2)
+
+
+class Moe(nn.Module):
+    """Gate, routed experts, shared expert."""
+
+    def __init__(self, cfg, layer):
+        super().__init__()
+        self.limit = cfg["swiglu_limit"]
+        self.gate, self.experts, self.shared_experts = Gate(cfg, layer), Experts(cfg), SharedExpert(cfg)
+
+    def forward(self, num, x, ids):
+        """x [N, D], ids [N] -> [N, D]."""
+        chosen, weight = self.gate(x, ids)
+        shared, experts = self.shared_experts, self.experts
+        y = swiglu(num, self.limit, x, shared.w1.weight, shared.w3.weight, shared.w2.weight)
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=experts.w1.shape[0])
+        if self.training and not self.gate.hashed:
+            self.gate.load += counts
+        token = order // chosen.shape[1]
+        rows = x.index_select(0, token).split(counts.tolist())
+        weights = weight.flatten().index_select(0, order).unsqueeze(-1).split(counts.tolist())
+        parts = [swiglu(num, self.limit, r, experts.w1[e], experts.w3[e], experts.w2[e], w)
+                 for e, (r, w) in enumerate(zip(rows, weights)) if len(r)]
+        return num.cast(y.index_add(0, token, torch.cat(parts)))
+
+
+class Block(nn.Module):
+    """Attention and MoE, each wrapped in hyper-connections."""
+
+    def __init__(self, cfg, layer):
+        super().__init__()
+        n = cfg["hc_mult"]
+        self.hc_attn, self.hc_ffn = HyperConnection(cfg, 2 * layer % n), HyperConnection(cfg, (2 * layer + 1) % n)
+        self.attn_norm, self.ffn_norm = norm_weight(cfg["hidden_size"]), norm_weight(cfg["hidden_size"])
+        self.attn, self.ffn = Attention(cfg, cfg["compress_ratios"][layer]), Moe(cfg, layer)
+
+    def attention(self, num, h, batch, cos, sin):
+        pre, post, mix = self.hc_attn(h)
+        x = num.rms(collapse(num, h, pre), self.attn_norm.weight)
+        y, loss = self.attn(num, x.unflatten(0, (batch, -1)), cos, sin)
+        return expand(num, y.flatten(0, 1), h, post, mix), loss
+
+    def ffn_input(self, num, h):
+        pre, post, mix = self.hc_ffn(h)
+        return num.rms(collapse(num, h, pre), self.ffn_norm.weight), post, mix
+
+    def forward(self, num, h, ids, batch, cos, sin):
+        """h [N, n, D] -> [N, n, D], and the indexer loss or None."""
+        h, loss = self.attention(num, h, batch, cos, sin)
+        x, post, mix = self.ffn_input(num, h)
+        return expand(num, self.ffn(num, x, ids), h, post, mix), loss
+
+
+class Model(nn.Module):
+    """Token ids to final hidden states and logits."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg, self.num = cfg, Numerics()
+        vocab, hidden, n = cfg["vocab_size"], cfg["hidden_size"], cfg["hc_mult"]
+        self.embed, self.head = Weight((vocab, hidden), "bf16", 0.3), Weight((vocab, hidden), "bf16", 0.02)
+        self.norm = norm_weight(hidden)
+        self.hc_head_fn = nn.Parameter(torch.randn(n, n * hidden) * 0.3 * (n * hidden) ** -0.5)
+        self.hc_head_base, self.hc_head_scale = nn.Parameter(torch.zeros(n)), nn.Parameter(torch.ones(1))
+        self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg["num_hidden_layers"]))
+        self.rope = {kind: rope_table(cfg, kind, 2048) for kind in (False, True)}
+
+    def forward(self, ids):
+        """ids [B, T] -> (normed hidden [N, D], indexer loss)."""
+        flat = ids.flatten()
+        h = self.num.cast(F.embedding(flat, self.embed.weight)).unsqueeze(1).repeat(1, self.cfg["hc_mult"], 1)
+        index_losses = []
+        for block in self.layers:
+            cos, sin = self.rope[block.attn.ratio > 0]
+            h, loss = block(self.num, h, flat, ids.shape[0], cos, sin)
+            index_losses += [loss] if loss is not None else []
+        rows = h.flatten(-2)
+        m = F.linear(rows, self.hc_head_fn) * torch.rsqrt(rows.square().mean(-1, keepdim=True) + self.cfg["rms_norm_eps"])
+        pre = torch.sigmoid(m * self.hc_head_scale + self.hc_head_base) + self.cfg["hc_eps"]
+        x = self.num.rms(collapse(self.num, h, pre), self.norm.weight)
+        return x, sum(index_losses)
+
+    def logits(self, x):
+        """Normed hidden [.., D] -> logits [.., V]."""
+        return F.linear(x, self.head.weight)
