@@ -5,6 +5,9 @@ use std::fmt;
 
 use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
 
+mod failure;
+pub mod local;
+
 /// Which exchange of which step a frame belongs to. All ranks of a group pass the same sequence of phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Phase {
