@@ -1,0 +1,254 @@
+//! The vector without intrinsics: what every other one is compared with, and what runs where there is no other.
+
+use super::{LANES, Simd, Wide};
+
+/// One lane: lets [`crate::math`] serve scalars.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scalar;
+
+/// Sixteen lanes as an array.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+impl Simd for Scalar {
+    type F = f32;
+    type I = i32;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> f32 {
+        value
+    }
+    #[inline(always)]
+    fn add(self, a: f32, b: f32) -> f32 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub(self, a: f32, b: f32) -> f32 {
+        a - b
+    }
+    #[inline(always)]
+    fn mul(self, a: f32, b: f32) -> f32 {
+        a * b
+    }
+    #[inline(always)]
+    fn div(self, a: f32, b: f32) -> f32 {
+        a / b
+    }
+    #[inline(always)]
+    fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn sqrt(self, a: f32) -> f32 {
+        a.sqrt()
+    }
+    #[inline(always)]
+    fn min(self, a: f32, b: f32) -> f32 {
+        if a < b { a } else { b }
+    }
+    #[inline(always)]
+    fn max(self, a: f32, b: f32) -> f32 {
+        if a > b { a } else { b }
+    }
+    #[inline(always)]
+    fn select_lt(self, a: f32, b: f32, yes: f32, no: f32) -> f32 {
+        if a < b { yes } else { no }
+    }
+    #[inline(always)]
+    fn splat_i(self, value: i32) -> i32 {
+        value
+    }
+    #[inline(always)]
+    fn to_bits(self, a: f32) -> i32 {
+        a.to_bits().cast_signed()
+    }
+    #[inline(always)]
+    fn bit_cast(self, a: i32) -> f32 {
+        f32::from_bits(a.cast_unsigned())
+    }
+    #[inline(always)]
+    fn add_i(self, a: i32, b: i32) -> i32 {
+        a.wrapping_add(b)
+    }
+    #[inline(always)]
+    fn sub_i(self, a: i32, b: i32) -> i32 {
+        a.wrapping_sub(b)
+    }
+    #[inline(always)]
+    fn and_i(self, a: i32, b: i32) -> i32 {
+        a & b
+    }
+    #[inline(always)]
+    fn max_i(self, a: i32, b: i32) -> i32 {
+        a.max(b)
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: i32) -> i32 {
+        a << N
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: i32) -> i32 {
+        a >> N
+    }
+    #[inline(always)]
+    fn to_float(self, a: i32) -> f32 {
+        a as f32
+    }
+}
+
+#[inline(always)]
+fn map<A: Copy, B>(a: [A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
+    a.map(f)
+}
+
+#[inline(always)]
+fn zip<A: Copy, B>(a: [A; LANES], b: [A; LANES], f: impl Fn(A, A) -> B) -> [B; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type F = [f32; LANES];
+    type I = [i32; LANES];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        [value; LANES]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn sqrt(self, a: Self::F) -> Self::F {
+        map(a, f32::sqrt)
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| Scalar.min(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| Scalar.max(a, b))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
+        std::array::from_fn(|i| Scalar.select_lt(a[i], b[i], yes[i], no[i]))
+    }
+    #[inline(always)]
+    fn splat_i(self, value: i32) -> Self::I {
+        [value; LANES]
+    }
+    #[inline(always)]
+    fn to_bits(self, a: Self::F) -> Self::I {
+        map(a, |a| Scalar.to_bits(a))
+    }
+    #[inline(always)]
+    fn bit_cast(self, a: Self::I) -> Self::F {
+        map(a, |a| Scalar.bit_cast(a))
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::wrapping_sub)
+    }
+    #[inline(always)]
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn max_i(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::max)
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: Self::I) -> Self::I {
+        map(a, |a| a << N)
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: Self::I) -> Self::I {
+        map(a, |a| a >> N)
+    }
+    #[inline(always)]
+    fn to_float(self, a: Self::I) -> Self::F {
+        map(a, |a| a as f32)
+    }
+}
+
+/// Moves the code's seven low bits to where an `f32` has exponent and mantissa; the value is `2^-120` of the code's.
+#[inline(always)]
+fn e4m3_bits(code: u8) -> f32 {
+    let code = u32::from(code);
+    f32::from_bits((code & 0x7f) << 20 | (code & 0x80) << 24)
+}
+
+impl Wide for Portable {
+    const MANY_REGISTERS: bool = false;
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        *from
+    }
+    #[inline(always)]
+    fn store(self, value: Self::F, to: &mut [f32; LANES]) {
+        *to = value;
+    }
+    #[inline(always)]
+    fn load_f32_bytes(self, from: &[u8; 4 * LANES]) -> Self::F {
+        let (words, _) = from.as_chunks::<4>();
+        std::array::from_fn(|i| f32::from_le_bytes(words[i]))
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[u8; 2 * LANES]) -> Self::F {
+        let (words, _) = from.as_chunks::<2>();
+        std::array::from_fn(|i| f32::from_bits(u32::from(u16::from_le_bytes(words[i])) << 16))
+    }
+    #[inline(always)]
+    fn load_e4m3(self, from: &[u8; LANES], scale: Self::F) -> Self::F {
+        std::array::from_fn(|i| e4m3_bits(from[i]) * E4M3_EXPONENT_SHIFT * scale[i])
+    }
+    #[inline(always)]
+    fn e4m3_scale(self, scale: f32) -> Self::F {
+        [scale; LANES]
+    }
+    #[inline(always)]
+    fn load_e2m1(self, from: &[u8; LANES / 2], table: Self::F) -> Self::F {
+        std::array::from_fn(|i| table[usize::from(from[i / 2] >> (4 * (i % 2)) & 0xf)])
+    }
+    #[inline(always)]
+    fn e2m1_table(self, scale: f32) -> Self::F {
+        crate::quant::E2M1.map(|value| value * scale)
+    }
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        let mut lanes = a;
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+}
+
+/// `2^120`: the difference of the exponent biases of `f32` and e4m3.
+pub(super) const E4M3_EXPONENT_SHIFT: f32 = f32::from_bits((120 + 127) << 23);
