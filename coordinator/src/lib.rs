@@ -1,15 +1,28 @@
 //! The coordinator: takes chat requests, batches them, schedules their tokens over the workers, and streams answers.
 //!
-//! In the order in which a request passes through:
-//! - `http`, `grpc`: the client APIs.
-//! - `auth`: Bearer key to account.
-//! - `chat`: request to prompt tokens, and tokens back to text.
-//! - `admission`: a permit, or 429 / 503.
-//! - `scheduler`: pure; one step's plan out of waiting and running sequences.
+//! [`server::Coordinator::bind`] takes [`options::Options`] and starts everything. In the order in which a request
+//! passes through:
+//! - [`http`], [`grpc`]: the client APIs.
+//! - [`auth`]: Bearer key to account.
+//! - [`chat`]: request to prompt tokens, and tokens back to text.
+//! - [`admission`]: a permit, or 429.
+//! - [`scheduler`]: pure; one step's plan out of waiting and running sequences.
 //! - [`engine`]: the loop around the scheduler, two steps in flight.
-//! - `cluster`: workers, groups, epochs; a plan becomes one batch per rank.
+//! - [`cluster`]: workers, groups, epochs; a plan becomes one batch per rank.
 //!
 //! This crate never computes a model and never depends on `kernels` or on a device.
 #![forbid(unsafe_code)]
 
+pub mod options;
+pub mod server;
+pub mod http;
+pub mod grpc;
+pub mod auth;
+pub mod chat;
+pub mod admission;
+pub mod scheduler;
 pub mod engine;
+pub mod cluster;
+pub mod metric_definitions;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,173 @@
+//! The methods of `switchyard.v1.Inference`.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use futures::{Stream, StreamExt as _};
+use metrics::counter;
+use switchyard_proto::inference::inference_server::Inference as InferenceService;
+use switchyard_proto::inference::{
+    ChatChunk, ChatRequest, ChatResponse, ListModelsRequest, ListModelsResponse, Model,
+    TokenizeRequest, TokenizeResponse, tokenize_request,
+};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
+use tracing::Instrument as _;
+
+use super::{Error, request, response};
+use crate::auth::KeyStore;
+use crate::chat::request::{Invalid, InvalidCode};
+use crate::chat::{self, Chat, Served};
+use crate::http::bearer;
+use crate::http::observe::{REQUEST_ID, request_id, request_span};
+use crate::metric_definitions as names;
+
+/// Metadata key of the client's key.
+const AUTHORIZATION: &str = "authorization";
+
+/// The client API over gRPC. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Inference {
+    chat: Arc<Chat>,
+    keys: KeyStore,
+}
+
+/// Messages of a streamed answer.
+type ChatStream = Pin<Box<dyn Stream<Item = Result<ChatChunk, Status>> + Send>>;
+
+// === impl Inference ===
+
+impl Inference {
+    /// Serves `chat` to the holders of `keys`.
+    #[must_use]
+    pub fn new(chat: Arc<Chat>, keys: KeyStore) -> Self {
+        Self { chat, keys }
+    }
+
+    /// Around every call: request id, span, key, counter.
+    async fn call<T>(
+        &self,
+        method: &'static str,
+        metadata: MetadataMap,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<Response<T>, Status> {
+        let headers = metadata.into_headers();
+        let id = request_id(&headers);
+        let span = request_span("grpc.request", &headers);
+        span.record("rpc.method", method);
+        span.record("request.id", id.to_str().unwrap_or_default());
+        let result = async {
+            self.authenticate(&headers).await?;
+            answer.await
+        }
+        .instrument(span.clone())
+        .await
+        .map_err(|error| span.in_scope(|| Status::from(error)));
+        let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        counter!(
+            names::GRPC_REQUESTS_TOTAL,
+            names::METHOD => method,
+            names::STATUS => format!("{code:?}"),
+        )
+        .increment(1);
+        let mut response = Response::new(result?);
+        if let Ok(id) = id.as_bytes().try_into() {
+            response.metadata_mut().insert(REQUEST_ID, id);
+        }
+        Ok(response)
+    }
+
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<(), Error> {
+        let header = headers.get(AUTHORIZATION).ok_or(Error::MissingKey)?;
+        let bearer = bearer(header.as_bytes()).ok_or(Error::MissingKey)?;
+        let account = self.keys.check(bearer).await?.ok_or(Error::WrongKey)?;
+        tracing::Span::current().record("key.id", account.key_id);
+        Ok(())
+    }
+
+    async fn tokenize_input(&self, request: TokenizeRequest) -> Result<TokenizeResponse, Error> {
+        let token_ids = match request.input {
+            Some(tokenize_request::Input::Text(text)) => {
+                self.chat.tokenize_text(&request.model, text).await?
+            }
+            Some(tokenize_request::Input::Chat(mut chat)) => {
+                if chat.model.is_empty() {
+                    chat.model = request.model;
+                }
+                let request = request::convert(*chat, false).map_err(chat::Error::from)?;
+                self.chat.tokenize(request).await?
+            }
+            None => {
+                let missing =
+                    Invalid::new(InvalidCode::Missing, "input", "is required: set text or chat");
+                return Err(chat::Error::from(missing).into());
+            }
+        };
+        Ok(TokenizeResponse { token_ids })
+    }
+}
+
+#[tonic::async_trait]
+impl InferenceService for Inference {
+    type ChatStream = ChatStream;
+
+    async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<ChatStream>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let answer = async {
+            let request = request::convert(message, true).map_err(chat::Error::from)?;
+            request.record_on_span();
+            let answer = self.chat.start(request).await?;
+            let messages = answer.map(|chunk| match chunk {
+                Ok(chunk) => Ok(response::chunk(chunk)),
+                Err(error) => Err(Error::from(error).into()),
+            });
+            Ok(Box::pin(messages) as ChatStream)
+        };
+        self.call("Chat", metadata, answer).await
+    }
+
+    async fn complete(
+        &self,
+        request: Request<ChatRequest>,
+    ) -> Result<Response<ChatResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let answer = async {
+            let request = request::convert(message, false).map_err(chat::Error::from)?;
+            request.record_on_span();
+            let answer = self.chat.start(request).await?;
+            Ok(response::whole(answer.collect().await?))
+        };
+        self.call("Complete", metadata, answer).await
+    }
+
+    async fn tokenize(
+        &self,
+        request: Request<TokenizeRequest>,
+    ) -> Result<Response<TokenizeResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        self.call("Tokenize", metadata, self.tokenize_input(message)).await
+    }
+
+    async fn list_models(
+        &self,
+        request: Request<ListModelsRequest>,
+    ) -> Result<Response<ListModelsResponse>, Status> {
+        let (metadata, _, _) = request.into_parts();
+        let models = async {
+            let models = self.chat.models().map(model).collect();
+            Ok(ListModelsResponse { models })
+        };
+        self.call("ListModels", metadata, models).await
+    }
+}
+
+fn model(served: &Served) -> Model {
+    Model {
+        id: served.model.id().to_owned(),
+        created: served.model.created(),
+        context_length: served.context_length(),
+        ready: served.is_routable(),
+    }
+}

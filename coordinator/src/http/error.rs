@@ -1,0 +1,215 @@
+//! Errors of the HTTP API in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::chat::usage::Chain;
+use crate::engine::request::{GenerateError, SubmitError};
+use crate::{auth, chat};
+
+/// When to retry where the engine does not say.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+
+/// Why a request gets no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No key was sent.
+    #[error("no API key was sent; send it as `Authorization: Bearer KEY`")]
+    MissingKey,
+    /// The key is unknown or revoked.
+    #[error("the API key is unknown or revoked")]
+    WrongKey,
+    /// The keys cannot be looked up.
+    #[error(transparent)]
+    Keys(#[from] auth::Error),
+    /// Nothing is at this path.
+    #[error("there is nothing at {path}")]
+    NoRoute {
+        /// As asked for.
+        path: String,
+    },
+    /// The path does not take this method.
+    #[error("{path} does not take {method}")]
+    MethodNotAllowed {
+        /// As asked for.
+        method: String,
+        /// As asked for.
+        path: String,
+    },
+    /// The body is of another kind.
+    #[error("the content type is {content_type:?}; send application/json")]
+    ContentType {
+        /// As sent.
+        content_type: String,
+    },
+    /// The body is too big.
+    #[error("the body is larger than {max} bytes, which is this server's limit")]
+    BodyTooLarge {
+        /// The limit.
+        max: usize,
+        /// Whether the rest of the body is still on its way.
+        unread: bool,
+    },
+    /// The body did not arrive in time.
+    #[error("the body did not arrive within {} s", .after.as_secs())]
+    BodyTimeout {
+        /// The limit.
+        after: Duration,
+    },
+    /// The connection broke while the body arrived.
+    #[error("the body ended early")]
+    BodyBroken(#[source] axum::Error),
+    /// The chat cannot be served.
+    #[error(transparent)]
+    Chat(#[from] chat::Error),
+    /// A handler panicked; the log has the message.
+    #[error("internal error")]
+    Panicked,
+}
+
+/// The body of an error response, and of an error event in a stream.
+#[derive(Debug, Serialize)]
+pub struct ErrorBody {
+    error: ErrorObject,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorObject {
+    message: String,
+    r#type: &'static str,
+    param: Option<String>,
+    code: &'static str,
+}
+
+/// How an error is answered.
+struct Answer {
+    status: StatusCode,
+    r#type: &'static str,
+    code: &'static str,
+    param: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    fn new(status: StatusCode, r#type: &'static str, code: &'static str) -> Self {
+        Self { status, r#type, code, param: None, retry_after: None }
+    }
+
+    fn invalid(status: StatusCode, code: &'static str) -> Self {
+        Self::new(status, "invalid_request_error", code)
+    }
+
+    fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error")
+    }
+
+    fn param(self, param: impl Into<Option<String>>) -> Self {
+        Self { param: param.into(), ..self }
+    }
+
+    fn retry_after(self, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..self }
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// The one place that decides how an error is answered.
+    fn answer(&self) -> Answer {
+        match self {
+            Self::MissingKey | Self::WrongKey => {
+                Answer::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key")
+            }
+            Self::NoRoute { .. } => Answer::invalid(StatusCode::NOT_FOUND, "unknown_url"),
+            Self::MethodNotAllowed { .. } => {
+                Answer::invalid(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed")
+            }
+            Self::ContentType { .. } => {
+                Answer::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
+            }
+            Self::BodyTooLarge { .. } => {
+                Answer::invalid(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large")
+            }
+            Self::BodyTimeout { .. } => {
+                Answer::invalid(StatusCode::REQUEST_TIMEOUT, "request_timeout")
+            }
+            Self::BodyBroken(_) => Answer::invalid(StatusCode::BAD_REQUEST, "incomplete_body"),
+            Self::Chat(error) => chat_answer(error),
+            Self::Keys(_) | Self::Panicked => Answer::internal(),
+        }
+    }
+
+    /// The error as a body, for a stream that has begun.
+    #[must_use]
+    pub fn body(&self) -> ErrorBody {
+        let Answer { status, r#type, code, param, .. } = self.answer();
+        // What went wrong inside is for the log, not for the client.
+        let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
+            "internal error; the server's log has the cause under this request id".to_owned()
+        } else {
+            self.to_string()
+        };
+        ErrorBody { error: ErrorObject { message, r#type, param, code } }
+    }
+}
+
+fn chat_answer(error: &chat::Error) -> Answer {
+    use chat::Error as Chat;
+    let code = error.code();
+    let context_length =
+        || Answer::invalid(StatusCode::BAD_REQUEST, code).param("messages".to_owned());
+    let overloaded = || Answer::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code);
+    let unavailable = || Answer::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code);
+    match error {
+        Chat::Invalid(invalid) => {
+            Answer::invalid(StatusCode::BAD_REQUEST, code).param(invalid.param.clone())
+        }
+        Chat::UnknownModel { .. } => {
+            Answer::invalid(StatusCode::NOT_FOUND, code).param("model".to_owned())
+        }
+        Chat::ContextLength { .. } | Chat::Submit(SubmitError::TooLong { .. }) => context_length(),
+        Chat::Busy { .. } => overloaded().retry_after(RETRY_AFTER_DEFAULT),
+        Chat::Submit(SubmitError::QueueFull { retry_after, .. }) => {
+            overloaded().retry_after(*retry_after)
+        }
+        Chat::Submit(SubmitError::NotReady { retry_after, .. }) => {
+            unavailable().retry_after(*retry_after)
+        }
+        Chat::Generate(GenerateError::GroupLost(_) | GenerateError::ShuttingDown) => {
+            unavailable().retry_after(RETRY_AFTER_DEFAULT)
+        }
+        Chat::Internal { .. } => Answer::internal(),
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let Answer { status, code, retry_after, .. } = self.answer();
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(error.type = code, error = %Chain(&self), "request failed");
+        } else {
+            tracing::debug!(error.type = code, error = %Chain(&self), "request refused");
+        }
+        let mut response = (status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        if let Some(retry_after) = retry_after {
+            let seconds = retry_after.as_secs().max(1);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self, Self::BodyTooLarge { unread: true, .. } | Self::BodyTimeout { .. }) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

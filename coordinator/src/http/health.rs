@@ -1,0 +1,93 @@
+//! `/health/live`, `/health/ready`, `/health/decode`.
+//!
+//! - live: the process answers.
+//! - ready: at least one model group takes requests, and the server is not draining. The body tells each model's state,
+//!   so that a router can choose by model.
+//! - decode: no group has work without having produced a token for the configured time.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use indexmap::IndexMap;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::Context;
+
+/// Answer of `/health/ready`.
+#[derive(Debug, Serialize)]
+pub struct Ready {
+    status: &'static str,
+    models: IndexMap<String, ModelReady>,
+}
+
+#[derive(Debug, Serialize)]
+struct ModelReady {
+    ready: bool,
+    phase: String,
+    epoch: u64,
+    world_size: usize,
+    running: usize,
+    waiting: usize,
+}
+
+/// Answer of `/health/decode`.
+#[derive(Debug, Serialize)]
+pub struct Decode {
+    status: &'static str,
+    /// Seconds without a token despite work, by model; empty when all is well.
+    stalled_seconds: IndexMap<String, u64>,
+}
+
+/// 200 for as long as the process answers.
+pub async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// 200 when at least one model is routable.
+pub async fn ready(State(context): State<Context>) -> (StatusCode, Json<Ready>) {
+    let models: IndexMap<_, _> = context
+        .chat
+        .models()
+        .map(|served| {
+            let status = served.engine.watch().borrow().clone();
+            let model = ModelReady {
+                ready: status.phase.is_routable(),
+                phase: status.phase.to_string(),
+                epoch: status.epoch.0,
+                world_size: status.world_size,
+                running: status.running,
+                waiting: status.waiting,
+            };
+            (served.model.id().to_owned(), model)
+        })
+        .collect();
+    let (code, status) = if context.draining.is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else if models.values().any(|model| model.ready) {
+        (StatusCode::OK, "ready")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready")
+    };
+    (code, Json(Ready { status, models }))
+}
+
+/// 503 when a group has work and no token came for too long.
+pub async fn decode(State(context): State<Context>) -> (StatusCode, Json<Decode>) {
+    let now = Instant::now();
+    let stalled_seconds: IndexMap<_, _> = context
+        .chat
+        .models()
+        .filter_map(|served| {
+            let stalled = served.engine.watch().borrow().stalled_for(now)?;
+            (stalled >= context.limits.decode_stall_after)
+                .then(|| (served.model.id().to_owned(), stalled.as_secs()))
+        })
+        .collect();
+    let (code, status) = if stalled_seconds.is_empty() {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "stalled")
+    };
+    (code, Json(Decode { status, stalled_seconds }))
+}

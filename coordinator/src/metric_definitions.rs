@@ -1,0 +1,187 @@
+//! Names, labels, units and buckets of the coordinator's metrics. No other file spells a metric's name.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Label: id of a model.
+pub const MODEL: &str = "model";
+
+// HTTP and gRPC.
+
+/// Counter: HTTP requests by [`ROUTE`], [`METHOD`] and [`STATUS`], counted when the response begins.
+pub const HTTP_REQUESTS_TOTAL: &str = "switchyard_http_requests_total";
+/// Counter: gRPC calls of the client API by [`METHOD`] and [`STATUS`], counted when the response begins.
+pub const GRPC_REQUESTS_TOTAL: &str = "switchyard_grpc_requests_total";
+/// Gauge: chat requests that hold a permit, over both APIs.
+pub const REQUESTS_IN_FLIGHT: &str = "switchyard_requests_in_flight";
+/// Label: the route's pattern, or [`ROUTE_UNMATCHED`].
+pub const ROUTE: &str = "route";
+/// Value of [`ROUTE`] for paths that have none, so that strangers cannot make series.
+pub const ROUTE_UNMATCHED: &str = "unmatched";
+/// Label: HTTP method or gRPC method name.
+pub const METHOD: &str = "method";
+/// Label: HTTP status code or gRPC status name.
+pub const STATUS: &str = "status";
+
+// Chat.
+
+/// Counter: tokens of finished requests' prompts, by [`MODEL`].
+pub const PROMPT_TOKENS_TOTAL: &str = "switchyard_prompt_tokens_total";
+/// Counter: tokens generated and delivered, by [`MODEL`].
+pub const GENERATION_TOKENS_TOTAL: &str = "switchyard_generation_tokens_total";
+/// Histogram, seconds: `gen_ai.server.request.duration`. With [`ERROR_TYPE`] when it failed.
+pub const GEN_AI_REQUEST_DURATION: &str = "gen_ai_server_request_duration_seconds";
+/// Histogram, seconds: `gen_ai.server.time_to_first_token`.
+pub const GEN_AI_TIME_TO_FIRST_TOKEN: &str = "gen_ai_server_time_to_first_token_seconds";
+/// Histogram, seconds: `gen_ai.server.time_per_output_token`, after the first token.
+pub const GEN_AI_TIME_PER_OUTPUT_TOKEN: &str = "gen_ai_server_time_per_output_token_seconds";
+/// Label: `gen_ai.operation.name`.
+pub const GEN_AI_OPERATION: &str = "gen_ai_operation_name";
+/// Value of [`GEN_AI_OPERATION`].
+pub const GEN_AI_OPERATION_CHAT: &str = "chat";
+/// Label: `gen_ai.provider.name`.
+pub const GEN_AI_PROVIDER: &str = "gen_ai_provider_name";
+/// Value of [`GEN_AI_PROVIDER`].
+pub const GEN_AI_PROVIDER_DEEPSEEK: &str = "deepseek";
+/// Label: `gen_ai.request.model`.
+pub const GEN_AI_REQUEST_MODEL: &str = "gen_ai_request_model";
+/// Label: `error.type`.
+pub const ERROR_TYPE: &str = "error_type";
+/// Value of [`ERROR_TYPE`] when the client went away.
+pub const ERROR_CANCELLED: &str = "cancelled";
+
+// Scheduler and engine, all by [`MODEL`].
+
+/// Gauge: sequences that hold state on a rank.
+pub const SCHEDULER_RUNNING_SEQUENCES: &str = "switchyard_scheduler_running_sequences";
+/// Gauge: sequences that wait for a place.
+pub const SCHEDULER_WAITING_SEQUENCES: &str = "switchyard_scheduler_waiting_sequences";
+/// Gauge: KV blocks that no sequence holds, by [`RANK`].
+pub const SCHEDULER_FREE_KV_BLOCKS: &str = "switchyard_scheduler_free_kv_blocks";
+/// Gauge: KV blocks, by [`RANK`].
+pub const SCHEDULER_KV_BLOCKS: &str = "switchyard_scheduler_kv_blocks";
+/// Counter: running sequences that gave up their blocks to be recomputed later.
+pub const SCHEDULER_PREEMPTIONS_TOTAL: &str = "switchyard_scheduler_preemptions_total";
+/// Counter: tokens computed, by [`KIND`].
+pub const SCHEDULER_TOKENS_TOTAL: &str = "switchyard_scheduler_tokens_total";
+/// Histogram, seconds: from a sequence's arrival until it first runs.
+pub const SCHEDULER_QUEUE_DURATION: &str = "switchyard_scheduler_queue_duration_seconds";
+/// Counter: steps over on all ranks.
+pub const ENGINE_STEPS_TOTAL: &str = "switchyard_engine_steps_total";
+/// Histogram, seconds: a step, from when it could begin until it is over on all ranks.
+pub const ENGINE_STEP_DURATION: &str = "switchyard_engine_step_duration_seconds";
+/// Histogram, seconds: the slowest rank's own account of a step.
+pub const ENGINE_RANK_STEP_DURATION: &str = "switchyard_engine_rank_step_duration_seconds";
+/// Counter: groups formed.
+pub const CLUSTER_EPOCHS_TOTAL: &str = "switchyard_cluster_epochs_total";
+/// Counter: groups lost, or given up for the next epoch, while they served.
+pub const CLUSTER_RECOVERIES_TOTAL: &str = "switchyard_cluster_recoveries_total";
+/// Label: a rank of the model's group.
+pub const RANK: &str = "rank";
+/// Label: [`KIND_PREFILL`] or [`KIND_DECODE`].
+pub const KIND: &str = "kind";
+/// Value of [`KIND`].
+pub const KIND_PREFILL: &str = "prefill";
+/// Value of [`KIND`].
+pub const KIND_DECODE: &str = "decode";
+
+/// Bounds of the step durations, in seconds.
+const STEP_DURATION_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0, 16.0];
+/// Bounds of `gen_ai.server.request.duration`, in seconds.
+const REQUEST_DURATION_BUCKETS: [f64; 14] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+/// Bounds of `gen_ai.server.time_to_first_token`, in seconds, and beyond 10 s for prompts of a million tokens.
+const TIME_TO_FIRST_TOKEN_BUCKETS: [f64; 20] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    30.0, 60.0, 120.0, 300.0,
+];
+/// Bounds of `gen_ai.server.time_per_output_token`, in seconds, and below 10 ms for small models.
+const TIME_PER_OUTPUT_TOKEN_BUCKETS: [f64; 15] =
+    [0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+
+/// A recorder with our buckets. The caller installs it, or keeps it to itself in tests.
+///
+/// # Errors
+/// When a set of buckets is empty, which the constants above rule out.
+pub fn builder() -> Result<PrometheusBuilder, BuildError> {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(
+            Matcher::Full(GEN_AI_REQUEST_DURATION.to_owned()),
+            &REQUEST_DURATION_BUCKETS,
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full(GEN_AI_TIME_TO_FIRST_TOKEN.to_owned()),
+            &TIME_TO_FIRST_TOKEN_BUCKETS,
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full(GEN_AI_TIME_PER_OUTPUT_TOKEN.to_owned()),
+            &TIME_PER_OUTPUT_TOKEN_BUCKETS,
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full(SCHEDULER_QUEUE_DURATION.to_owned()),
+            &TIME_TO_FIRST_TOKEN_BUCKETS,
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full(ENGINE_STEP_DURATION.to_owned()),
+            &STEP_DURATION_BUCKETS,
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full(ENGINE_RANK_STEP_DURATION.to_owned()),
+            &STEP_DURATION_BUCKETS,
+        )
+}
+
+/// Installs the process's recorder and describes the metrics.
+///
+/// # Errors
+/// When the process already has a recorder.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = builder()?.install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+/// Tells the installed recorder what each metric means.
+pub fn describe() {
+    describe_front();
+    describe_engine();
+}
+
+fn describe_engine() {
+    describe_gauge!(SCHEDULER_RUNNING_SEQUENCES, "Sequences that hold state on a rank.");
+    describe_gauge!(SCHEDULER_WAITING_SEQUENCES, "Sequences that wait for a place.");
+    describe_gauge!(SCHEDULER_FREE_KV_BLOCKS, "KV blocks that no sequence holds, by rank.");
+    describe_gauge!(SCHEDULER_KV_BLOCKS, "KV blocks, by rank.");
+    describe_counter!(SCHEDULER_PREEMPTIONS_TOTAL, "Sequences preempted, to be recomputed.");
+    describe_counter!(SCHEDULER_TOKENS_TOTAL, "Tokens computed, by kind.");
+    describe_histogram!(SCHEDULER_QUEUE_DURATION, Unit::Seconds, "Time until a sequence runs.");
+    describe_counter!(ENGINE_STEPS_TOTAL, "Steps over on all ranks.");
+    describe_histogram!(ENGINE_STEP_DURATION, Unit::Seconds, "Duration of a step.");
+    describe_histogram!(
+        ENGINE_RANK_STEP_DURATION,
+        Unit::Seconds,
+        "The slowest rank's own account of a step's duration."
+    );
+    describe_counter!(CLUSTER_EPOCHS_TOTAL, "Groups formed.");
+    describe_counter!(CLUSTER_RECOVERIES_TOTAL, "Groups that ended while they served.");
+}
+
+fn describe_front() {
+    describe_counter!(HTTP_REQUESTS_TOTAL, "HTTP requests by route, method and status.");
+    describe_counter!(GRPC_REQUESTS_TOTAL, "gRPC calls of the client API by method and status.");
+    describe_gauge!(REQUESTS_IN_FLIGHT, "Chat requests that hold a permit.");
+    describe_counter!(PROMPT_TOKENS_TOTAL, "Tokens of finished requests' prompts.");
+    describe_counter!(GENERATION_TOKENS_TOTAL, "Tokens generated and delivered.");
+    describe_histogram!(GEN_AI_REQUEST_DURATION, Unit::Seconds, "Duration of a chat request.");
+    describe_histogram!(
+        GEN_AI_TIME_TO_FIRST_TOKEN,
+        Unit::Seconds,
+        "Time from a chat request's arrival to its first token."
+    );
+    describe_histogram!(
+        GEN_AI_TIME_PER_OUTPUT_TOKEN,
+        Unit::Seconds,
+        "Mean time between tokens of an answer after the first."
+    );
+}

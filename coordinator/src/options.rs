@@ -1,0 +1,168 @@
+//! What a coordinator is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::cluster::CacheOptions;
+
+/// File name of the SQLite database in the data folder.
+const DATABASE_FILE: &str = "switchyard.db";
+
+/// Everything a [`Coordinator`](crate::server::Coordinator) needs to start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the HTTP API listens. Port 0 takes a free one.
+    pub http: SocketAddr,
+    /// Where gRPC listens: clients, workers, health and reflection. Port 0 takes a free one.
+    pub grpc: SocketAddr,
+    /// Folder of the coordinator's own files; created when missing.
+    pub data_dir: PathBuf,
+    /// Database of keys. `None`: SQLite in `data_dir`.
+    pub database_url: Option<String>,
+    /// Models to serve, at least one, with distinct ids.
+    pub models: Vec<ModelOptions>,
+    /// A key that is accepted from the start; only its hash is stored.
+    pub bootstrap_key: Option<Secret>,
+    /// Bounds on what clients may ask for.
+    pub limits: Limits,
+    /// The process's metrics, from [`metric_definitions::install`](crate::metric_definitions::install).
+    pub metrics: PrometheusHandle,
+}
+
+/// One model to serve.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    /// Name that requests choose it by.
+    pub id: String,
+    /// Folder with `config.json`, `tokenizer.json` and optionally `generation_config.json`.
+    pub dir: PathBuf,
+    /// Whether requests that do not say think. `None`: `default_thinking` of the model's
+    /// `generation_config.json`, else true.
+    pub default_thinking: Option<bool>,
+    /// Arithmetic its workers compute in.
+    pub numerics: Numerics,
+    /// Longest sequence to serve, in tokens. `None`: the model's own limit.
+    pub max_model_len: Option<u32>,
+    /// Sizes of its workers' state. Its `max_model_len` is taken from above.
+    pub cache: CacheOptions,
+}
+
+/// Arithmetic of a model group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Numerics {
+    /// Activations in f32: the yardstick.
+    Exact,
+    /// DeepSeek's own: bf16 activations, e4m3 activation quantisation.
+    #[default]
+    Official,
+}
+
+/// Bounds on what clients may ask for, and how long things may take.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest request body, in bytes.
+    pub body_bytes_max: usize,
+    /// Longest time for a client to send its request body.
+    pub body_read_timeout: Duration,
+    /// Most chat requests in flight, over all models and both APIs.
+    pub in_flight_requests_max: usize,
+    /// Silence of running sequences after which `/health/decode` reports a fault.
+    pub decode_stall_after: Duration,
+    /// Longest time that running streams get to finish at shutdown.
+    pub drain_timeout: Duration,
+}
+
+/// A value that must not be logged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+// === impl Options ===
+
+impl Options {
+    /// URL of the database that this coordinator uses.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        self.database_url.clone().unwrap_or_else(|| default_database_url(&self.data_dir))
+    }
+}
+
+/// URL of the SQLite database in a data folder.
+#[must_use]
+pub fn default_database_url(data_dir: &std::path::Path) -> String {
+    format!("sqlite://{}", data_dir.join(DATABASE_FILE).display())
+}
+
+// === impl ModelOptions ===
+
+impl ModelOptions {
+    /// A model with default numerics and its own limits.
+    #[must_use]
+    pub fn new(id: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            id: id.into(),
+            dir: dir.into(),
+            default_thinking: None,
+            numerics: Numerics::default(),
+            max_model_len: None,
+            cache: CacheOptions::default(),
+        }
+    }
+}
+
+// === impl Numerics ===
+
+impl Numerics {
+    /// The name used in flags, messages and the protocol.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Official => "official",
+        }
+    }
+}
+
+impl std::fmt::Display for Numerics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 8 << 20,
+            body_read_timeout: Duration::from_secs(30),
+            in_flight_requests_max: 1024,
+            decode_stall_after: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+// === impl Secret ===
+
+impl Secret {
+    /// Wraps a value.
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
+    }
+}
