@@ -7,9 +7,10 @@ use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
 
 mod failure;
 pub mod local;
+pub mod tcp;
 
 /// Which exchange of which step a frame belongs to. All ranks of a group pass the same sequence of phases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Phase {
     /// The step.
     pub step: StepId,
@@ -20,9 +21,10 @@ pub struct Phase {
 }
 
 /// Direction of an exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
     /// Token rows to the ranks that hold their experts.
+    #[default]
     Dispatch,
     /// Expert rows back to the ranks that own the tokens.
     Combine,

@@ -5,9 +5,13 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use proptest::prelude::*;
 use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
+use switchyard_worker::collective::tcp::Group;
 use switchyard_worker::collective::{AllToAll, Direction, Error, Phase, local};
+
+use super::mesh::{addresses, group, listeners, runtime};
 use tokio::time::Instant;
 
 type Collective = Box<dyn AllToAll<Buffer = Vec<u8>>>;
@@ -25,6 +29,19 @@ fn local_fabric(world_size: usize, deadline: Duration) -> Vec<Collective> {
         .into_iter()
         .map(|rank| Box::new(rank) as Collective)
         .collect()
+}
+
+fn tcp_fabric(world_size: usize, deadline: Duration) -> Vec<Collective> {
+    runtime().block_on(async {
+        let listeners = listeners(world_size).await;
+        let peers = addresses(&listeners);
+        let joins = listeners.iter().zip(0..).map(|(listener, rank)| {
+            let group = group(1, rank, peers.clone());
+            listener.join(Group { exchange_deadline: deadline, ..group }, PATIENT)
+        });
+        let mesh = try_join_all(joins).await.unwrap();
+        mesh.into_iter().map(|rank| Box::new(rank) as Collective).collect()
+    })
 }
 
 macro_rules! conformance {
@@ -78,6 +95,7 @@ macro_rules! conformance {
 
 conformance! {
     over_local = local_fabric,
+    over_tcp = tcp_fabric,
 }
 
 fn phase(index: u64) -> Phase {
