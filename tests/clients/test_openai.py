@@ -1,0 +1,95 @@
+"""The openai client against a cluster of two workers."""
+
+import openai
+import pytest
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def ask(client, server, **options):
+    options = {"temperature": 0, "max_tokens": 24} | options
+    return client.chat.completions.create(model=server.model, messages=QUESTION, **options)
+
+
+def test_models_are_listed(client, server):
+    assert server.model in [model.id for model in client.models.list()]
+
+
+def test_an_answer_in_one_piece(client, server):
+    answer = ask(client, server)
+    choice = answer.choices[0]
+    assert answer.object == "chat.completion"
+    assert choice.message.role == "assistant"
+    assert choice.message.content
+    assert choice.finish_reason in ("stop", "length")
+    usage = answer.usage
+    assert usage.prompt_tokens > 0 and 0 < usage.completion_tokens <= 24
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_a_streamed_answer_is_the_same_text(client, server):
+    whole = ask(client, server).choices[0]
+    chunks = list(ask(client, server, stream=True))
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.message.content
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason]
+    assert reasons == [whole.finish_reason]
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_include_usage_adds_one_last_chunk(client, server):
+    usage = ask(client, server).usage
+    chunks = list(ask(client, server, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == usage.completion_tokens
+    assert chunks[-1].usage.prompt_tokens == usage.prompt_tokens
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_max_tokens_ends_with_length(client, server):
+    answer = ask(client, server, max_tokens=1)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 1
+
+
+def test_a_seed_makes_sampling_repeatable(client, server):
+    options = {"temperature": 1.0, "seed": 7, "max_tokens": 16}
+    first, second = (ask(client, server, **options) for _ in range(2))
+    assert first.choices[0].message.content == second.choices[0].message.content
+
+
+def test_log_probabilities(client, server):
+    answer = ask(client, server, logprobs=True, top_logprobs=3, max_tokens=4)
+    entries = answer.choices[0].logprobs.content
+    assert 0 < len(entries) <= 4
+    for entry in entries:
+        assert entry.logprob <= 0
+        assert len(entry.top_logprobs) == 3
+        # Greedy: the token sampled is the most likely one.
+        assert entry.top_logprobs[0].token == entry.token
+
+
+def test_a_stop_string_ends_the_answer_before_it(client, server):
+    text = ask(client, server).choices[0].message.content
+    stop = text[len(text) // 2 :][:3]
+    answer = ask(client, server, stop=[stop])
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content == text[: text.index(stop)]
+
+
+def test_a_wrong_key(server):
+    stranger = openai.OpenAI(base_url=server.base_url, api_key="sk-wrong-key", max_retries=0)
+    with pytest.raises(openai.AuthenticationError) as refusal:
+        stranger.models.list()
+    assert refusal.value.status_code == 401
+    assert refusal.value.code == "invalid_api_key"
+
+
+def test_an_unknown_model(client):
+    with pytest.raises(openai.NotFoundError) as refusal:
+        client.chat.completions.create(model="no-such-model", messages=QUESTION)
+    assert refusal.value.code == "model_not_found"
+    assert "no-such-model" in refusal.value.message
