@@ -9,6 +9,8 @@ use std::num::NonZeroUsize;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
 use crate::simd::{Kernel, Portable};
 
 /// Why a [`Cpu`] could not be made.
@@ -32,6 +34,10 @@ pub struct Isa(Kind);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 /// Where ops run: an instruction set and a number of threads. Every op takes one.
@@ -49,18 +55,27 @@ impl Isa {
 
     /// The fastest instruction set of this machine.
     pub fn detect() -> Self {
-        Self::PORTABLE
+        Self::available().last().copied().unwrap_or(Self::PORTABLE)
     }
 
     /// Every instruction set of this machine, slowest first.
     pub fn available() -> Vec<Self> {
-        vec![Self::PORTABLE]
+        let mut all = vec![Self::PORTABLE];
+        #[cfg(target_arch = "x86_64")]
+        all.extend(Avx2::detect().map(|token| Self(Kind::Avx2(token))));
+        #[cfg(target_arch = "x86_64")]
+        all.extend(Avx512::detect().map(|token| Self(Kind::Avx512(token))));
+        all
     }
 
     /// Lower-case name, as in logs.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => "avx512",
         }
     }
 
@@ -68,6 +83,10 @@ impl Isa {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Kind::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(token) => token.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(token) => token.run(kernel),
         }
     }
 }

@@ -48,5 +48,7 @@ pub mod sampling;
 pub mod math;
 pub mod mmap;
 mod simd;
+#[cfg(test)]
+mod testing;
 
 pub use cpu::{Cpu, Isa};

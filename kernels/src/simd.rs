@@ -5,7 +5,15 @@
 //! share with vectors, so that [`crate::math`] is written once; [`Wide`] adds what only sixteen lanes have.
 
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
 pub(crate) use portable::{Portable, Scalar};
 
 /// Lanes of the canonical reduction.

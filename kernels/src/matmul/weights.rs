@@ -10,6 +10,9 @@ use crate::simd::{Kernel, LANES, Wide};
 /// Rows, and columns, that share a scale in an FP8 matrix.
 pub(crate) const FP8_BLOCK: usize = 128;
 
+/// Largest ue8m0 code of an FP8 scale, `2^7`: times the `2^120` between the exponents of e4m3 and `f32`, it is still an `f32`.
+const FP8_SCALE_MAX: u8 = 127 + 7;
+
 /// The bytes of a matrix `[rows, cols]`, row-major, little-endian, of any alignment.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightData<'a> {
@@ -18,7 +21,7 @@ pub enum WeightData<'a> {
     /// Two bytes an element.
     Bf16(&'a [u8]),
     /// One e4m3 code an element, and a ue8m0 scale code per 128 x 128 block: `[ceil(rows / 128), ceil(cols / 128)]`.
-    /// The NaN codes, which no checkpoint holds, widen to 480; scale codes above 246 are not supported.
+    /// The NaN codes, which no checkpoint holds, widen to 480.
     Fp8 {
         /// `[rows, cols]`.
         codes: &'a [u8],
@@ -53,6 +56,16 @@ pub enum Error {
         /// Bytes given.
         actual: usize,
     },
+    /// A scale beyond what widening by one multiplication can do; no sane checkpoint comes near.
+    #[error(
+        "scale {block} of an fp8 matrix has the code {code}, above {FP8_SCALE_MAX}; the file is damaged"
+    )]
+    Scale {
+        /// Index of the 128 x 128 block.
+        block: usize,
+        /// Its ue8m0 code.
+        code: u8,
+    },
     /// FP4 rows hold whole bytes.
     #[error("an fp4 matrix needs an even number of columns, got {cols}")]
     OddColumns {
@@ -78,7 +91,7 @@ impl<'a> WeightMatrix<'a> {
     ///
     /// # Errors
     ///
-    /// If a length does not fit the shape.
+    /// If a length does not fit the shape, or an FP8 scale is absurd.
     pub fn new(rows: usize, cols: usize, data: WeightData<'a>) -> Result<Self, Error> {
         let check = |part, format, expected, bytes: &[u8]| {
             let actual = bytes.len();
@@ -98,6 +111,9 @@ impl<'a> WeightMatrix<'a> {
                 check("weights", "fp8", rows * cols, codes)?;
                 let blocks = rows.div_ceil(FP8_BLOCK) * cols.div_ceil(FP8_BLOCK);
                 check("scales", "fp8", blocks, scales)?;
+                if let Some(block) = scales.iter().position(|&code| code > FP8_SCALE_MAX) {
+                    return Err(Error::Scale { block, code: scales[block] });
+                }
             }
             WeightData::Fp4 { codes, scales } => {
                 if !cols.is_multiple_of(2) {

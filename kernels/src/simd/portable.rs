@@ -222,11 +222,11 @@ impl Wide for Portable {
     }
     #[inline(always)]
     fn load_e4m3(self, from: &[u8; LANES], scale: Self::F) -> Self::F {
-        std::array::from_fn(|i| e4m3_bits(from[i]) * E4M3_EXPONENT_SHIFT * scale[i])
+        std::array::from_fn(|i| e4m3_bits(from[i]) * scale[i])
     }
     #[inline(always)]
     fn e4m3_scale(self, scale: f32) -> Self::F {
-        [scale; LANES]
+        [scale * E4M3_EXPONENT_SHIFT; LANES]
     }
     #[inline(always)]
     fn load_e2m1(self, from: &[u8; LANES / 2], table: Self::F) -> Self::F {
