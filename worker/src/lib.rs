@@ -1,7 +1,9 @@
 //! One rank of a model group: it holds a shard of the experts, computes, and exchanges activations with its peers.
 //!
 //! In the order in which a step passes through:
-//! - `service`: the gRPC server that the coordinator drives, and the registration with it.
+//! - [`server`]: the worker process: ports, registration, service.
+//! - `registration`: the lease that the coordinator holds on this worker.
+//! - `service`: the gRPC server that the coordinator drives.
 //! - `rank`: the thread that owns the device; one step at a time.
 //! - `model`: DeepSeek-V4, written once over `backend::Backend`.
 //! - `experts`: the rank's own experts, and the tokens it computes for its peers.
@@ -15,3 +17,30 @@
 
 pub mod step;
 pub mod collective;
+pub mod kv_cache;
+pub mod weights;
+pub mod backend;
+pub mod experts;
+pub mod model;
+pub mod metric_definitions;
+pub mod verify;
+pub mod options;
+pub mod server;
+pub mod registration;
+pub mod service;
+pub mod rank;
+
+pub use options::Options;
+pub use server::Worker;
+
+/// An error with all its causes, for a log line or a status message.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
