@@ -1,8 +1,9 @@
 //! What the front end asks of the engine, and what it gets back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// One sequence to generate. Checked: the prompt is not empty, its ids are below the vocabulary size, and
 /// `prompt.len() + max_tokens` fits the model's context.
@@ -107,20 +108,43 @@ pub enum SubmitError {
 }
 
 /// A sequence being generated. Dropping it cancels the sequence; its blocks are free within one step.
+///
+/// Events wait here until they are read, at most `max_tokens` and the end: a slow reader holds up nobody, and
+/// holds no KV blocks once its answer is complete.
 #[derive(Debug)]
 pub struct Generation {
     events: mpsc::Receiver<GenerateEvent>,
+    /// Wakes the engine, which may sleep, to look for sequences whose reader is gone.
+    hangup: Option<Arc<Notify>>,
 }
+
+// === impl Generation ===
 
 impl Generation {
     /// Wraps the receiving end of a sequence's events.
     #[must_use]
     pub fn new(events: mpsc::Receiver<GenerateEvent>) -> Self {
-        Self { events }
+        Self { events, hangup: None }
+    }
+
+    /// As [`new`](Self::new); `hangup` is notified when the reader goes away.
+    #[must_use]
+    pub(super) fn with_hangup(events: mpsc::Receiver<GenerateEvent>, hangup: Arc<Notify>) -> Self {
+        Self { events, hangup: Some(hangup) }
     }
 
     /// The next event; `None` after `Finished` or `Failed`.
     pub async fn next(&mut self) -> Option<GenerateEvent> {
         self.events.recv().await
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // Closed first: the engine, once woken, must find it so.
+        self.events.close();
+        if let Some(hangup) = &self.hangup {
+            hangup.notify_one();
+        }
     }
 }

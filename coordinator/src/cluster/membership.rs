@@ -1,0 +1,313 @@
+//! The members of one model group: workers that hold an open lease.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use switchyard_moe::ids::{ModelId, WorkerId};
+use switchyard_proto::cluster::register_event::Event;
+use switchyard_proto::cluster::{Drain, RegisterEvent, RegisterRequest, Registered};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tracing::info;
+
+use super::ModelGroupOptions;
+
+/// Events that wait in one lease stream: its beginning, and its end.
+const LEASE_EVENTS_MAX: usize = 4;
+
+/// The version that workers must have.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Why a worker is refused. The message says what differs, and between whom.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Another release.
+    #[error(
+        "version differs: worker {worker} is switchyard {theirs}, the coordinator is {VERSION}; run the same release on both"
+    )]
+    Version {
+        /// Who asks.
+        worker: String,
+        /// Its version.
+        theirs: String,
+    },
+    /// Other numerics.
+    #[error(
+        "numerics differ: worker {worker} computes in {theirs:?}, model {model} is served in {ours:?}"
+    )]
+    Numerics {
+        /// Who asks.
+        worker: String,
+        /// Its numerics.
+        theirs: String,
+        /// The model.
+        model: ModelId,
+        /// The model's numerics.
+        ours: &'static str,
+    },
+    /// Another checkpoint.
+    #[error(
+        "checkpoint differs: worker {worker} has {theirs}, {other} has {ours}; give all workers of model {model} the same files"
+    )]
+    Checkpoint {
+        /// Who asks.
+        worker: String,
+        /// Its fingerprint.
+        theirs: String,
+        /// Whose checkpoint counts.
+        other: String,
+        /// That one's fingerprint.
+        ours: String,
+        /// The model.
+        model: ModelId,
+    },
+    /// Another idea of the group's size.
+    #[error(
+        "world size differs: worker {worker} expects {theirs} workers for model {model}, {other} expects {ours}"
+    )]
+    WorldSize {
+        /// Who asks.
+        worker: String,
+        /// Its world size.
+        theirs: u32,
+        /// The member it differs from.
+        other: String,
+        /// That one's world size.
+        ours: u32,
+        /// The model.
+        model: ModelId,
+    },
+    /// A group of nobody.
+    #[error(
+        "worker {worker} expects a group of 0 workers; start it with a world size of at least 1"
+    )]
+    NoWorldSize {
+        /// Who asks.
+        worker: String,
+    },
+    /// The coordinator is going down.
+    #[error("the coordinator is shutting down")]
+    Stopping,
+}
+
+/// One registered worker.
+#[derive(Debug)]
+pub struct Member {
+    /// Its id.
+    pub id: WorkerId,
+    /// What it said of itself.
+    pub info: RegisterRequest,
+    /// Cancelled when it is no member any more.
+    pub gone: CancellationToken,
+    lease: mpsc::Sender<Result<RegisterEvent, Status>>,
+}
+
+/// The members of one group, by id.
+pub type Members = BTreeMap<WorkerId, Arc<Member>>;
+
+/// Who is a member. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    state: watch::Sender<State>,
+    model: ModelId,
+    numerics: &'static str,
+}
+
+/// The members, and what they have agreed on.
+#[derive(Debug)]
+struct State {
+    members: Members,
+    last_id: WorkerId,
+    /// The checkpoint that all workers must have, and who says so. Kept when that one leaves: sequences may be
+    /// under way that its peers will go on with.
+    checkpoint: Option<(String, String)>,
+    stopping: bool,
+}
+
+/// A worker's lease: it ends when the worker goes away, or when it is put out.
+#[derive(Debug)]
+pub struct Lease {
+    events: mpsc::Receiver<Result<RegisterEvent, Status>>,
+    id: WorkerId,
+    membership: Membership,
+}
+
+// === impl Member ===
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "worker {} ({})", self.id, name(&self.info))
+    }
+}
+
+// === impl Membership ===
+
+impl Membership {
+    pub(super) fn new(options: &ModelGroupOptions) -> Self {
+        let expected = options.checkpoint_fingerprint.clone();
+        let state = State {
+            members: Members::new(),
+            last_id: WorkerId(0),
+            checkpoint: expected.map(|fingerprint| (fingerprint, "the coordinator".to_owned())),
+            stopping: false,
+        };
+        Self {
+            state: watch::Sender::new(state),
+            model: options.model.clone(),
+            numerics: options.numerics.as_str(),
+        }
+    }
+
+    /// Makes a worker a member for as long as the lease lives.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn join(&self, info: RegisterRequest) -> Result<Lease, Error> {
+        let (lease, events) = mpsc::channel(LEASE_EVENTS_MAX);
+        let mut result = Err(Error::Stopping);
+        self.state.send_if_modified(|state| {
+            result = self.admit(state, info, lease);
+            result.is_ok()
+        });
+        Ok(Lease { events, id: result?, membership: self.clone() })
+    }
+
+    fn admit(
+        &self,
+        state: &mut State,
+        info: RegisterRequest,
+        lease: mpsc::Sender<Result<RegisterEvent, Status>>,
+    ) -> Result<WorkerId, Error> {
+        self.check(state, &info)?;
+        let id = WorkerId(state.last_id.0 + 1);
+        state.last_id = id;
+        state.checkpoint.get_or_insert_with(|| {
+            (info.checkpoint_fingerprint.clone(), format!("worker {}", name(&info)))
+        });
+        let registered = Event::Registered(Registered { worker_id: id.0 });
+        // The queue is new and has room.
+        let _ = lease.try_send(Ok(RegisterEvent { event: Some(registered) }));
+        let member = Member { id, info, gone: CancellationToken::new(), lease };
+        info!(model = %self.model, %member, "worker registered");
+        state.members.insert(id, Arc::new(member));
+        Ok(id)
+    }
+
+    fn check(&self, state: &State, info: &RegisterRequest) -> Result<(), Error> {
+        let worker = || name(info);
+        let model = || self.model.clone();
+        if state.stopping {
+            return Err(Error::Stopping);
+        }
+        if info.world_size == 0 {
+            return Err(Error::NoWorldSize { worker: worker() });
+        }
+        if info.version != VERSION {
+            return Err(Error::Version { worker: worker(), theirs: info.version.clone() });
+        }
+        if info.numerics != self.numerics {
+            let theirs = info.numerics.clone();
+            return Err(Error::Numerics {
+                worker: worker(),
+                theirs,
+                model: model(),
+                ours: self.numerics,
+            });
+        }
+        if let Some((ours, other)) = &state.checkpoint
+            && *ours != info.checkpoint_fingerprint
+        {
+            return Err(Error::Checkpoint {
+                worker: worker(),
+                theirs: info.checkpoint_fingerprint.clone(),
+                other: other.clone(),
+                ours: ours.clone(),
+                model: model(),
+            });
+        }
+        if let Some(other) = state.members.values().next()
+            && other.info.world_size != info.world_size
+        {
+            return Err(Error::WorldSize {
+                worker: worker(),
+                theirs: info.world_size,
+                other: other.to_string(),
+                ours: other.info.world_size,
+                model: model(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The members now.
+    #[must_use]
+    pub fn members(&self) -> Members {
+        self.state.borrow().members.clone()
+    }
+
+    /// Waits until `ready` holds of the members. Cancel safe.
+    pub async fn wait_for(&self, mut ready: impl FnMut(&Members) -> bool) {
+        // Cannot fail: this `self` keeps the sender alive.
+        let _ = self.state.subscribe().wait_for(|state| ready(&state.members)).await;
+    }
+
+    /// Ends a membership from this side. The worker's lease ends with the reason as its error.
+    pub fn expel(&self, id: WorkerId, reason: &str) {
+        let member = self.remove(id);
+        if let Some(member) = member {
+            let _ = member.lease.try_send(Err(Status::failed_precondition(reason)));
+        }
+    }
+
+    /// Asks every member to exit, and lets nobody in any more.
+    pub fn drain(&self, reason: &str) {
+        let mut members = Members::new();
+        self.state.send_modify(|state| {
+            state.stopping = true;
+            members = std::mem::take(&mut state.members);
+        });
+        for member in members.values() {
+            let drain = Event::Drain(Drain { reason: reason.to_owned() });
+            let _ = member.lease.try_send(Ok(RegisterEvent { event: Some(drain) }));
+            member.gone.cancel();
+        }
+    }
+
+    fn remove(&self, id: WorkerId) -> Option<Arc<Member>> {
+        let mut removed = None;
+        self.state.send_if_modified(|state| {
+            removed = state.members.remove(&id);
+            removed.is_some()
+        });
+        if let Some(member) = &removed {
+            info!(model = %self.model, %member, "worker left");
+            member.gone.cancel();
+        }
+        removed
+    }
+}
+
+// === impl Lease ===
+
+impl Stream for Lease {
+    type Item = Result<RegisterEvent, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.poll_recv(cx)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.membership.remove(self.id);
+    }
+}
+
+/// A worker as messages name it.
+fn name(info: &RegisterRequest) -> String {
+    format!("{}, pid {}", info.control_address, info.pid)
+}

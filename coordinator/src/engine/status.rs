@@ -1,0 +1,141 @@
+//! What a model group tells about itself: for readiness, for `status`, for messages.
+
+use std::fmt;
+use std::time::Duration;
+
+use switchyard_moe::ids::GroupEpoch;
+use tokio::time::Instant;
+
+/// Where a model group stands in its life.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// Too few workers have registered for a first group.
+    WaitingForWorkers {
+        /// Workers registered.
+        have: usize,
+        /// Workers of a group; unknown until the first one registers.
+        want: Option<usize>,
+    },
+    /// Workers read their experts for the first time.
+    Loading {
+        /// Fraction loaded by each rank, 0..=1.
+        ranks: Vec<f32>,
+    },
+    /// Workers connect to each other for the first time.
+    Forming,
+    /// Steps run.
+    Ready,
+    /// The next epoch is being made; streams wait and new requests are queued.
+    Recovering {
+        /// What happened, naming the culprit.
+        reason: String,
+    },
+    /// The workers left cannot hold the model; streams wait, new requests are refused.
+    Unavailable {
+        /// What happened, naming the culprit.
+        reason: String,
+    },
+    /// The coordinator is shutting down.
+    Stopping,
+}
+
+/// A snapshot of one model group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupStatus {
+    /// Where the group stands.
+    pub phase: Phase,
+    /// The newest epoch; 0 before the first.
+    pub epoch: GroupEpoch,
+    /// Ranks of the newest epoch.
+    pub world_size: usize,
+    /// Longest sequence, prompt and answer together, in tokens.
+    pub max_model_len: usize,
+    /// Sequences that hold blocks on a rank.
+    pub running: usize,
+    /// Sequences that wait for a place.
+    pub waiting: usize,
+    /// KV blocks, by rank; empty while no group serves.
+    pub ranks: Vec<RankBlocks>,
+    /// When the last token was accepted.
+    pub last_token: Option<Instant>,
+    /// When work last arrived at an idle group; `None` while there is none.
+    pub busy_since: Option<Instant>,
+}
+
+/// KV blocks of one rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankBlocks {
+    /// Blocks that no sequence holds.
+    pub free: usize,
+    /// Blocks of the rank's pool.
+    pub total: usize,
+}
+
+// === impl Phase ===
+
+impl Phase {
+    /// Whether a request sent now will be served: the group runs, or comes back on its own.
+    #[must_use]
+    pub fn is_routable(&self) -> bool {
+        match self {
+            Self::Ready | Self::Recovering { .. } => true,
+            Self::WaitingForWorkers { .. }
+            | Self::Loading { .. }
+            | Self::Forming
+            | Self::Unavailable { .. }
+            | Self::Stopping => false,
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WaitingForWorkers { have, want: Some(want) } => {
+                write!(f, "{have} of {want} workers have registered")
+            }
+            Self::WaitingForWorkers { .. } => f.write_str("no worker has registered"),
+            Self::Loading { ranks } => {
+                f.write_str("loading: ")?;
+                for (rank, fraction) in ranks.iter().enumerate() {
+                    let separator = if rank == 0 { "" } else { ", " };
+                    write!(f, "{separator}rank {rank} {:.0} %", fraction * 100.0)?;
+                }
+                Ok(())
+            }
+            Self::Forming => f.write_str("workers are connecting to each other"),
+            Self::Ready => f.write_str("ready"),
+            Self::Recovering { reason } => write!(f, "recovering: {reason}"),
+            Self::Unavailable { reason } => write!(f, "unavailable: {reason}"),
+            Self::Stopping => f.write_str("the server is shutting down"),
+        }
+    }
+}
+
+// === impl GroupStatus ===
+
+impl GroupStatus {
+    /// The status of a group that no worker has joined.
+    #[must_use]
+    pub fn new(max_model_len: usize) -> Self {
+        Self {
+            phase: Phase::WaitingForWorkers { have: 0, want: None },
+            epoch: GroupEpoch(0),
+            world_size: 0,
+            max_model_len,
+            running: 0,
+            waiting: 0,
+            ranks: Vec::new(),
+            last_token: None,
+            busy_since: None,
+        }
+    }
+
+    /// How long there has been work without a token, or `None` without work.
+    #[must_use]
+    pub fn stalled_for(&self, now: Instant) -> Option<Duration> {
+        let since = self.busy_since?;
+        let last = self.last_token.map_or(since, |token| token.max(since));
+        Some(now.saturating_duration_since(last))
+    }
+}

@@ -1,0 +1,145 @@
+//! The owners of sequences, and what they are told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use switchyard_moe::ids::SequenceId;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::error;
+
+use super::RETRY_AFTER;
+use super::handle::Submission;
+use super::request::{
+    FinishReason, GenerateError, GenerateEvent, GeneratedToken, Generation, SamplingParams,
+    SubmitError,
+};
+use crate::scheduler::{self, NewSequence};
+
+/// All sequences whose end has not been told yet.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    open: BTreeMap<SequenceId, Stream>,
+    last_id: SequenceId,
+    hangup: Arc<Notify>,
+}
+
+/// One sequence's owner.
+#[derive(Debug)]
+struct Stream {
+    /// Has room for the whole answer and its end.
+    events: mpsc::Sender<GenerateEvent>,
+    sampling: SamplingParams,
+    /// The caller that still waits to hear whether the sequence is accepted.
+    reply: Option<Reply>,
+}
+
+/// An answer not given yet.
+#[derive(Debug)]
+struct Reply {
+    sender: oneshot::Sender<Result<Generation, SubmitError>>,
+    generation: Generation,
+}
+
+// === impl Streams ===
+
+impl Streams {
+    /// Gives the request an id and a stream. The caller hears of it through [`accept`](Self::accept) or
+    /// [`refuse`](Self::refuse).
+    pub(super) fn open(&mut self, submission: Submission) -> NewSequence {
+        let Submission { request, reply } = submission;
+        self.last_id = SequenceId(self.last_id.0 + 1);
+        let max_tokens = request.max_tokens as usize;
+        let (events, receiver) = mpsc::channel(max_tokens + 1);
+        let generation = Generation::with_hangup(receiver, Arc::clone(&self.hangup));
+        let reply = Some(Reply { sender: reply, generation });
+        self.open.insert(self.last_id, Stream { events, sampling: request.sampling, reply });
+        NewSequence {
+            id: self.last_id,
+            prompt: request.prompt,
+            max_tokens,
+            stop_token_ids: request.stop_token_ids,
+        }
+    }
+
+    /// Tells the caller that the sequence is accepted.
+    pub(super) fn accept(&mut self, id: SequenceId) {
+        if let Some(reply) = self.open.get_mut(&id).and_then(|stream| stream.reply.take()) {
+            // A caller that has gone drops the generation, which cancels the sequence.
+            let _ = reply.sender.send(Ok(reply.generation));
+        }
+    }
+
+    /// Tells the caller that the sequence is not accepted.
+    pub(super) fn refuse(&mut self, id: SequenceId, error: scheduler::Error) {
+        let error = match error {
+            scheduler::Error::QueueFull { waiting } => {
+                SubmitError::QueueFull { waiting, retry_after: RETRY_AFTER }
+            }
+            scheduler::Error::TooLong { needed, available } => {
+                SubmitError::TooLong { needed, available }
+            }
+        };
+        if let Some(reply) = self.open.remove(&id).and_then(|stream| stream.reply) {
+            let _ = reply.sender.send(Err(error));
+        }
+    }
+
+    /// Passes one token on.
+    pub(super) fn token(&mut self, id: SequenceId, mut token: GeneratedToken) {
+        if self.sampling(id).is_some_and(|sampling| !sampling.logprobs) {
+            token.logprob = None;
+        }
+        self.send(id, GenerateEvent::Token(token));
+    }
+
+    /// Tells the owner that the answer is complete.
+    pub(super) fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        self.send(id, GenerateEvent::Finished(reason));
+        self.open.remove(&id);
+    }
+
+    /// Tells every owner that its answer cannot be completed; returns their sequences.
+    pub(super) fn fail_all(&mut self, error: &GenerateError) -> Vec<SequenceId> {
+        let ids: Vec<SequenceId> = self.open.keys().copied().collect();
+        for &id in &ids {
+            self.accept(id);
+            self.send(id, GenerateEvent::Failed(error.clone()));
+        }
+        self.open.clear();
+        ids
+    }
+
+    /// Waits until a reader has gone. Cancel safe.
+    pub(super) async fn hangup(&self) {
+        self.hangup.notified().await;
+    }
+
+    /// Forgets the streams whose readers have gone; returns their sequences.
+    pub(super) fn take_gone(&mut self) -> impl Iterator<Item = SequenceId> {
+        self.open.extract_if(.., |_, stream| stream.events.is_closed()).map(|(id, _)| id)
+    }
+
+    /// How the sequence is sampled.
+    pub(super) fn sampling(&self, id: SequenceId) -> Option<&SamplingParams> {
+        self.open.get(&id).map(|stream| &stream.sampling)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    fn send(&self, id: SequenceId, event: GenerateEvent) {
+        let Some(stream) = self.open.get(&id) else { return };
+        match stream.events.try_send(event) {
+            // Closed: the hangup is already on its way to the engine.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                error!(sequence = %id, "a sequence produced more than max_tokens events");
+            }
+        }
+    }
+}
