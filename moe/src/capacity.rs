@@ -66,24 +66,43 @@ pub fn block_bytes(config: &ModelConfig, format: CacheFormat) -> usize {
     numbers * format.num_bytes()
 }
 
+/// Tokens by which a sequence can be set back after an aborted step or rejected drafts: the rings of window and
+/// compressor rows are longer by so much than any token looks back.
+pub const ROLLBACK_TOKENS: usize = 32;
+
+/// Rows of a sequence's sliding-window ring, one per token.
+#[must_use]
+pub fn window_rows(config: &ModelConfig) -> usize {
+    config.sliding_window + ROLLBACK_TOKENS
+}
+
+/// Rows of a sequence's ring of compressor inputs, one per token: those of the entry that is being filled, on
+/// CSA layers also those of the entry before, whose overlap half it pools.
+#[must_use]
+pub fn tail_rows(kind: AttentionKind) -> usize {
+    match kind {
+        AttentionKind::SlidingWindow => 0,
+        AttentionKind::Csa { ratio } => 2 * ratio + ROLLBACK_TOKENS,
+        AttentionKind::Hca { ratio } => ratio + ROLLBACK_TOKENS,
+    }
+}
+
 /// Bytes that a sequence holds outside its blocks, over all layers: the sliding window, and in f32 the
 /// compressor rows of tokens not yet pooled.
 #[must_use]
 pub fn sequence_bytes(config: &ModelConfig, format: CacheFormat) -> usize {
-    let window = config.sliding_window * config.head_dim * format.num_bytes();
+    let window = window_rows(config) * config.head_dim * format.num_bytes();
     config
         .layers
         .iter()
-        .map(|kind| {
-            window
-                + match *kind {
-                    AttentionKind::SlidingWindow => 0,
-                    AttentionKind::Csa { ratio } => {
-                        // kv and score, own and previous window, both halves, main and indexer
-                        2 * 2 * ratio * 2 * (config.head_dim + config.index_head_dim) * 4
-                    }
-                    AttentionKind::Hca { ratio } => 2 * ratio * config.head_dim * 4,
-                }
+        .map(|&kind| {
+            // Each row is a kv row and a score row; on CSA layers both halves, for entries and indexer keys.
+            let row = match kind {
+                AttentionKind::SlidingWindow => 0,
+                AttentionKind::Csa { .. } => 2 * 2 * (config.head_dim + config.index_head_dim),
+                AttentionKind::Hca { .. } => 2 * config.head_dim,
+            };
+            window + tail_rows(kind) * row * size_of::<f32>()
         })
         .sum()
 }

@@ -1,0 +1,353 @@
+//! DeepSeek-V4, written once over [`Backend`]. One [`RankModel`] is one rank's share of the model and of its state.
+//!
+//! In the order in which a step passes through:
+//! - [`load`]: the parameters, from the checkpoint.
+//! - `pass`: the tensors of one step, and the mixing of residual streams around each sublayer.
+//! - `attention`: window, compressor, indexer, output projection.
+//! - `moe`: gate, dispatch, experts, combine.
+//! - `head`: logits and samples.
+
+use std::num::NonZeroUsize;
+
+use switchyard_moe::config::ModelConfig;
+use switchyard_moe::ids::{EpRank, SequenceId, StepId};
+use switchyard_moe::placement::Placement;
+use tokio::time::Instant;
+
+use crate::backend::cpu::{self, CpuBackend};
+use crate::backend::{Backend, Numerics};
+use crate::collective::{self, AllToAll};
+use crate::experts::Routes;
+use crate::kv_cache::{self, CacheLimits, LayerLayout, Sequence, Sequences, Span, num_tokens};
+use crate::step::{ChunkTokens, SampledToken, StepBatch, StepResult, StepTimings};
+use crate::weights::{self, Checkpoint};
+
+pub mod load;
+mod attention;
+mod head;
+mod moe;
+mod pass;
+#[cfg(test)]
+mod tests;
+
+pub use load::Progress;
+
+use head::Rows;
+use load::{LayerWeights, Loader, ModelWeights};
+use pass::{Pass, Workspace};
+
+/// What a rank is to be.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Its number in the group.
+    pub rank: EpRank,
+    /// Where every expert lives.
+    pub placement: Placement,
+    /// How to compute.
+    pub numerics: Numerics,
+    /// Sizes of its state.
+    pub limits: CacheLimits,
+    /// Threads to compute with.
+    pub num_threads: NonZeroUsize,
+}
+
+/// Why a rank cannot load, or a step cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checkpoint is refused.
+    #[error("cannot load the checkpoint")]
+    Checkpoint(#[from] weights::Error),
+    /// The device is refused.
+    #[error("cannot set up the processor")]
+    Device(#[from] cpu::Error),
+    /// The placement is another model's or group's.
+    #[error("the placement does not fit: {0}")]
+    Placement(String),
+    /// The batch is impossible; the rank's state is as before.
+    #[error("step {step} cannot run")]
+    Batch {
+        /// The step.
+        step: StepId,
+        /// Why.
+        #[source]
+        source: kv_cache::Error,
+    },
+    /// An exchange failed. The step is undone; sequences that cannot be set back are dropped.
+    #[error("step {step} failed")]
+    Collective {
+        /// The step.
+        step: StepId,
+        /// Which peer, and where.
+        #[source]
+        source: collective::Error,
+    },
+}
+
+/// One rank of a model: all that is replicated, its share of the experts, and the state of its sequences.
+#[derive(Debug)]
+pub struct RankModel<B: Backend = CpuBackend> {
+    rank: EpRank,
+    config: ModelConfig,
+    backend: B,
+    weights: ModelWeights<B>,
+    layers: Vec<Layer<B>>,
+    sequences: Sequences,
+    work: Workspace<B>,
+}
+
+#[derive(Debug)]
+struct Layer<B: Backend> {
+    weights: LayerWeights<B>,
+    experts: B::Experts,
+    num_slots: usize,
+    routes: Routes,
+    cache: B::Cache,
+}
+
+// === impl RankModel ===
+
+impl RankModel<CpuBackend> {
+    /// Reads what rank `options.rank` needs of `checkpoint`; `progress` hears of every tensor.
+    ///
+    /// # Errors
+    /// When the placement does not fit the model, or the processor refuses.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, Error> {
+        let backend = CpuBackend::new(checkpoint.config(), options.numerics, options.num_threads)?;
+        Self::load_on(backend, checkpoint, options, progress)
+    }
+}
+
+impl<B: Backend> RankModel<B> {
+    /// [`load`](RankModel::load) onto a given device.
+    ///
+    /// # Errors
+    /// When the placement does not fit the model.
+    pub fn load_on(
+        backend: B,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, Error> {
+        let config = checkpoint.config().clone();
+        check_placement(&config, options.rank, &options.placement)?;
+        let mut loader =
+            Loader::new(&backend, checkpoint, (options.rank, &options.placement), progress);
+        let weights = loader.model()?;
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for (index, (&kind, placement)) in
+            config.layers.iter().zip(options.placement.layers()).enumerate()
+        {
+            let layout = LayerLayout::new(&config, kind, &options.limits);
+            layers.push(Layer {
+                weights: loader.layer(index)?,
+                experts: loader.experts(index)?,
+                num_slots: placement.slots_per_rank(),
+                routes: Routes::new(placement, config.n_routed_experts, options.rank),
+                cache: backend.cache(&layout),
+            });
+        }
+        let work = Workspace::new(&backend, &config);
+        let sequences = Sequences::new(options.limits);
+        Ok(Self { rank: options.rank, config, backend, weights, layers, sequences, work })
+    }
+
+    /// Takes another place in the group: reads the experts of the new placement and drops all sequences.
+    ///
+    /// # Errors
+    /// When the placement does not fit the model, with nothing changed, or when the checkpoint is refused.
+    pub fn place(
+        &mut self,
+        checkpoint: &Checkpoint,
+        rank: EpRank,
+        placement: &Placement,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), Error> {
+        check_placement(&self.config, rank, placement)?;
+        let mut loader = Loader::new(&self.backend, checkpoint, (rank, placement), progress);
+        let experts: Vec<_> =
+            (0..self.layers.len()).map(|layer| loader.experts(layer)).collect::<Result<_, _>>()?;
+        for ((layer, experts), placement) in
+            self.layers.iter_mut().zip(experts).zip(placement.layers())
+        {
+            layer.experts = experts;
+            layer.num_slots = placement.slots_per_rank();
+            layer.routes = Routes::new(placement, self.config.n_routed_experts, rank);
+        }
+        self.rank = rank;
+        self.sequences.clear();
+        Ok(())
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> EpRank {
+        self.rank
+    }
+
+    /// Sequences that live here.
+    pub fn num_sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// The sequence `id`, if it lives here.
+    pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
+        self.sequences.get(id)
+    }
+
+    /// Drops all sequences.
+    pub fn clear(&mut self) {
+        self.sequences.clear();
+    }
+
+    /// Runs one step. Every rank of the group runs the same steps, with an empty batch if it has no work.
+    ///
+    /// # Errors
+    /// [`Error::Batch`] before anything has changed; [`Error::Collective`] when a peer fails.
+    pub fn step(
+        &mut self,
+        step: StepId,
+        batch: &StepBatch,
+        all_to_all: &mut dyn AllToAll<Buffer = B::Buffer>,
+    ) -> Result<StepResult, Error> {
+        self.run(step, batch, all_to_all, Rows::Sampled).map(|(result, _)| result)
+    }
+
+    /// [`step`](Self::step) that also returns the logits of every token of the batch, `[num_tokens, vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_with_logits(
+        &mut self,
+        step: StepId,
+        batch: &StepBatch,
+        all_to_all: &mut dyn AllToAll<Buffer = B::Buffer>,
+    ) -> Result<(StepResult, Vec<f32>), Error> {
+        self.run(step, batch, all_to_all, Rows::All)
+    }
+
+    fn run(
+        &mut self,
+        step: StepId,
+        batch: &StepBatch,
+        all_to_all: &mut dyn AllToAll<Buffer = B::Buffer>,
+        rows: Rows,
+    ) -> Result<(StepResult, Vec<f32>), Error> {
+        let start = Instant::now();
+        self.sequences
+            .admit(batch, self.config.vocab_size)
+            .map_err(|source| Error::Batch { step, source })?;
+        match self.forward(step, batch, all_to_all, rows) {
+            Ok((mut result, logits)) => {
+                self.commit(batch, &result.samples);
+                result.timings.total = start.elapsed().as_secs_f64();
+                Ok((result, logits))
+            }
+            Err(source) => {
+                self.sequences.abandon(batch);
+                Err(Error::Collective { step, source })
+            }
+        }
+    }
+
+    fn forward(
+        &mut self,
+        step: StepId,
+        batch: &StepBatch,
+        all_to_all: &mut dyn AllToAll<Buffer = B::Buffer>,
+        rows: Rows,
+    ) -> Result<(StepResult, Vec<f32>), collective::Error> {
+        let ids = token_ids(&self.sequences, batch);
+        let spans = spans(&self.sequences, batch);
+        let mut pass = Pass {
+            backend: &mut self.backend,
+            config: &self.config,
+            work: &mut self.work,
+            ids: &ids,
+            spans: &spans,
+            timings: StepTimings::default(),
+        };
+        pass.begin(&self.weights.embed, all_to_all.world_size());
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            pass.attention_block(&layer.weights, &mut layer.cache, self.config.layers[index]);
+            pass.moe_block(step, index, layer, all_to_all)?;
+        }
+        let (samples, logits) = pass.head(&self.weights, batch, rows);
+        let timings = StepTimings { num_tokens: ids.len() as u32, ..pass.timings };
+        Ok((StepResult { samples, timings }, logits))
+    }
+
+    fn commit(&mut self, batch: &StepBatch, samples: &[SampledToken]) {
+        let mut samples = samples.iter();
+        for chunk in &batch.chunks {
+            let sample = chunk.sampling.as_ref().and_then(|_| samples.next());
+            let sample = sample.map(|sample| sample.token_id);
+            self.sequences.commit(chunk.sequence, num_tokens(&chunk.tokens), sample);
+        }
+    }
+}
+
+/// The step's tokens, chunk by chunk. Every sequence of an admitted batch is known and has what it needs.
+fn token_ids(sequences: &Sequences, batch: &StepBatch) -> Vec<u32> {
+    let mut ids = Vec::new();
+    for chunk in &batch.chunks {
+        match &chunk.tokens {
+            ChunkTokens::Ids(tokens) => ids.extend_from_slice(tokens),
+            ChunkTokens::LastSample => {
+                ids.extend(sequences.get(chunk.sequence).and_then(Sequence::last_sample));
+            }
+        }
+    }
+    ids
+}
+
+fn spans<'a>(sequences: &'a Sequences, batch: &StepBatch) -> Vec<Span<'a>> {
+    let mut first_row = 0;
+    batch
+        .chunks
+        .iter()
+        .filter_map(|chunk| {
+            let sequence = sequences.get(chunk.sequence)?;
+            let num_rows = num_tokens(&chunk.tokens);
+            let span = Span {
+                first_row,
+                num_rows,
+                first_position: sequence.num_tokens(),
+                slot: sequence.slot(),
+                blocks: sequence.blocks(),
+            };
+            first_row += num_rows;
+            Some(span)
+        })
+        .collect()
+}
+
+fn check_placement(config: &ModelConfig, rank: EpRank, placement: &Placement) -> Result<(), Error> {
+    let world_size = placement.world_size();
+    let (layers, expected) = (placement.layers().len(), config.num_hidden_layers);
+    if rank.0 as usize >= world_size {
+        return Err(Error::Placement(format!("rank {rank} of {world_size}")));
+    }
+    if layers != expected {
+        return Err(Error::Placement(format!("it has {layers} layers, the model {expected}")));
+    }
+    for (index, layer) in placement.layers().iter().enumerate() {
+        let placed: std::collections::BTreeSet<_> =
+            layer.physical_to_logical().iter().flatten().map(|expert| expert.0).collect();
+        if !placed.iter().copied().eq(0..config.n_routed_experts as u32) {
+            return Err(Error::Placement(format!(
+                "layer {index} places {} experts, the model has {}",
+                placed.len(),
+                config.n_routed_experts
+            )));
+        }
+    }
+    Ok(())
+}
