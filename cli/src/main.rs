@@ -1,4 +1,101 @@
-//! The `switchyard` program.
+//! The `switchyard` program: laptop demo, coordinator, worker and client in one binary.
+//!
+//! In the order in which a person meets them:
+//! - [`up`]: coordinator and workers on this machine, in one terminal.
+//! - [`chat`]: a streaming chat in the terminal.
+//! - [`keys`]: API keys.
+//! - [`coordinator`], [`worker`]: the two kinds of process of a cluster, started one by one.
+//! - [`verify`]: compares a model's logits with a golden file.
+//!
+//! Configuration is read here and nowhere else: flags, environment and file become checked options of the
+//! libraries. Only this crate prints, and only this crate uses `anyhow`.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod up;
+mod chat;
+mod keys;
+mod coordinator;
+mod worker;
+mod verify;
+mod config;
+mod models;
+mod data_dir;
+mod telemetry;
+mod shutdown;
+mod terminal;
+
+/// Exit status for a command line or configuration that cannot be used (`EX_USAGE`).
+const EXIT_USAGE: u8 = 64;
+
+/// Serves mixture-of-experts chat models from a cluster: one coordinator, many workers.
+#[derive(Debug, Parser)]
+#[command(name = "switchyard", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    log: telemetry::Args,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a coordinator and its workers on this machine, in this terminal.
+    Up(up::Args),
+    /// Chat with a running server.
+    Chat(chat::Args),
+    /// Create, list and revoke API keys.
+    Keys(keys::Args),
+    /// Run a coordinator: the API, the scheduler and the cluster's membership.
+    Coordinator(coordinator::Args),
+    /// Run a worker: one rank of one model's group.
+    Worker(worker::Args),
+    /// Compare a model's logits with those of a golden file.
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked_for = !error.use_stderr();
+            // A closed pipe is the only way this fails, and then nobody reads the message.
+            let _ = error.print();
+            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) };
+        }
+    };
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            terminal::error_line(&error);
+            match error.downcast_ref::<config::Invalid>() {
+                Some(_) => ExitCode::from(EXIT_USAGE),
+                None => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    // Both TLS back ends of rustls could be linked; the choice is made once. It can only fail if made twice.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(dispatch(cli));
+    // Threads that block on a terminal read must not keep the process alive.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Up(args) => up::run(args, &cli.log).await,
+        Command::Chat(args) => chat::run(args).await,
+        Command::Keys(args) => keys::run(args).await,
+        Command::Coordinator(args) => coordinator::run(args, &cli.log).await,
+        Command::Worker(args) => worker::run(args, &cli.log).await,
+        Command::Verify(args) => tokio::task::block_in_place(|| verify::run(args)),
+    }
+}

@@ -1,0 +1,159 @@
+//! `switchyard coordinator`: the API, the scheduler and the cluster's membership, in a process of its own.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use switchyard_coordinator::metric_definitions;
+use switchyard_coordinator::options::{Limits, ModelOptions, Options, Secret};
+use switchyard_coordinator::server::{self, Coordinator};
+
+use crate::config::{Invalid, Problems};
+use crate::data_dir::DataDir;
+use crate::models::{self, ModelArg};
+use crate::shutdown::Signals;
+use crate::{config, telemetry};
+
+/// Where the HTTP API listens unless told otherwise.
+pub(crate) const DEFAULT_HTTP: &str = "127.0.0.1:8080";
+/// Where gRPC listens unless told otherwise.
+pub(crate) const DEFAULT_GRPC: &str = "127.0.0.1:9090";
+
+/// Arguments of `switchyard coordinator`. A file given with `--config` may hold the same names in snake case.
+#[derive(Debug, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Args {
+    /// TOML file with these settings; flags and environment win over it.
+    #[arg(long, env = "SWITCHYARD_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Model to serve; its id is the folder's name unless given. May be repeated.
+    #[arg(long, env = "SWITCHYARD_MODELS", value_delimiter = ',', value_name = "[ID=]DIR")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    model: Vec<String>,
+    /// Where the HTTP API listens [default: 127.0.0.1:8080].
+    #[arg(long, env = "SWITCHYARD_HTTP", value_name = "ADDR")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    http: Option<String>,
+    /// Where gRPC listens, for clients and workers [default: 127.0.0.1:9090].
+    #[arg(long, env = "SWITCHYARD_GRPC", value_name = "ADDR")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    grpc: Option<String>,
+    /// Folder of the key database [default: the user's data folder].
+    #[arg(long, env = "SWITCHYARD_DATA", value_name = "DIR")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data: Option<PathBuf>,
+    /// A key that is accepted from the start, besides those of `switchyard keys`.
+    #[arg(long, env = "SWITCHYARD_API_KEY", hide_env_values = true, value_name = "KEY")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    api_key: Option<String>,
+    /// Arithmetic that workers must compute in [default: official].
+    #[arg(long, env = "SWITCHYARD_NUMERICS", value_enum)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    numerics: Option<Numerics>,
+    /// Longest sequence, prompt and answer together, in tokens [default: the model's limit].
+    #[arg(long, env = "SWITCHYARD_MAX_MODEL_LEN", value_name = "TOKENS")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<u32>,
+}
+
+/// Arithmetic of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Numerics {
+    /// Activations in f32: the yardstick.
+    Exact,
+    /// DeepSeek's own: bf16 activations, e4m3 and fp4 where the released model has them.
+    #[default]
+    Official,
+}
+
+/// Runs a coordinator until a signal.
+///
+/// # Errors
+/// The configuration, a model, an address or the key database cannot be used; nothing has been started then.
+pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<ExitCode> {
+    let options = resolve(&args)?;
+    let _telemetry =
+        telemetry::init(log, "switchyard-coordinator", "info", telemetry::to_stderr())?;
+    let stop = Signals::install()?.into_token();
+    let bound = Coordinator::bind(options).await.map_err(with_hint)?;
+    tracing::info!(http = %bound.http_addr(), grpc = %bound.grpc_addr(), "coordinator listens");
+    bound.serve(stop).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn resolve(args: &Args) -> anyhow::Result<Options> {
+    let typed: Args = config::merge(args.config.as_deref(), args)?;
+    let mut problems = Problems::default();
+    let http = problems.address("--http", typed.http.as_deref().unwrap_or(DEFAULT_HTTP));
+    let grpc = problems.address("--grpc", typed.grpc.as_deref().unwrap_or(DEFAULT_GRPC));
+    let models = models::parse_all(&typed.model, &mut problems);
+    if typed.model.is_empty() {
+        problems.required::<()>("at least one --model", None);
+    }
+    problems.finish()?;
+    let (Some(http), Some(grpc)) = (http, grpc) else {
+        return Err(Invalid::one("the addresses cannot be used").into());
+    };
+    let numerics = typed.numerics.unwrap_or_default();
+    Ok(Options {
+        http,
+        grpc,
+        data_dir: DataDir::new(typed.data.as_deref()).path().to_path_buf(),
+        database_url: None,
+        models: models
+            .iter()
+            .map(|model| ModelOptions {
+                max_model_len: typed.max_model_len,
+                ..model_options(model, numerics)
+            })
+            .collect(),
+        bootstrap_key: typed.api_key.map(Secret::new),
+        limits: Limits::default(),
+        metrics: metric_definitions::install()?,
+    })
+}
+
+/// What the coordinator is told about a model.
+pub(crate) fn model_options(model: &ModelArg, numerics: Numerics) -> ModelOptions {
+    ModelOptions {
+        numerics: numerics.into(),
+        ..ModelOptions::new(model.id.clone(), model.dir.clone())
+    }
+}
+
+/// Names the flag that moves a port that cannot be taken.
+pub(crate) fn with_hint(error: server::Error) -> anyhow::Error {
+    let server::Error::Bind { api, .. } = &error else { return error.into() };
+    let flag = if *api == "HTTP" { "--http" } else { "--grpc" };
+    anyhow::anyhow!("{error}; name another address with {flag}")
+}
+
+// === impl Numerics ===
+
+impl Numerics {
+    /// The name that flags, messages and the protocol use.
+    pub(crate) fn as_str(self) -> &'static str {
+        switchyard_coordinator::options::Numerics::from(self).as_str()
+    }
+}
+
+impl From<Numerics> for switchyard_coordinator::options::Numerics {
+    fn from(numerics: Numerics) -> Self {
+        match numerics {
+            Numerics::Exact => Self::Exact,
+            Numerics::Official => Self::Official,
+        }
+    }
+}
+
+impl From<Numerics> for switchyard_worker::backend::Numerics {
+    fn from(numerics: Numerics) -> Self {
+        match numerics {
+            Numerics::Exact => Self::Exact,
+            Numerics::Official => Self::Official,
+        }
+    }
+}

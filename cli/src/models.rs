@@ -1,0 +1,94 @@
+//! Which models are served: `--model DIR` or `--model ID=DIR`, and the demo model when none is named.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Invalid, Problems};
+
+/// Folder of the model that ships with the repository, relative to its root.
+const DEMO_MODEL: &str = "models/demo-flash";
+
+/// A model to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ModelArg {
+    /// Id that requests name.
+    pub(crate) id: String,
+    /// Checkpoint folder.
+    pub(crate) dir: PathBuf,
+}
+
+/// Parses every `--model`, noting all mistakes; ids must differ.
+pub(crate) fn parse_all(typed: &[String], problems: &mut Problems) -> Vec<ModelArg> {
+    let mut dirs = BTreeMap::new();
+    let mut models = Vec::new();
+    for text in typed {
+        let Some(model) = problems.take(parse(text)) else { continue };
+        if let Some(first) = dirs.insert(model.id.clone(), model.dir.clone()) {
+            problems.take(Err::<(), _>(format!(
+                "--model {text}: the id {} already names {}; give one of them another id with --model ID=DIR",
+                model.id,
+                first.display()
+            )));
+        }
+        models.push(model);
+    }
+    models
+}
+
+/// Parses one `--model`; a model's id is its folder's name unless one is given.
+pub(crate) fn parse(typed: &str) -> Result<ModelArg, Invalid> {
+    let (id, dir) = match typed.split_once('=') {
+        Some((id, dir)) => (Some(id.to_owned()), PathBuf::from(dir)),
+        None => (None, PathBuf::from(typed)),
+    };
+    let Ok(dir) = dir.canonicalize() else {
+        return Err(Invalid::one(format!("--model {typed}: there is no folder {}", dir.display())));
+    };
+    if !dir.is_dir() {
+        return Err(Invalid::one(format!(
+            "--model {typed}: {} is not a folder; name the folder that holds config.json",
+            dir.display()
+        )));
+    }
+    let name = || dir.file_name().map(|name| name.to_string_lossy().into_owned());
+    match id.or_else(name) {
+        Some(id) if is_id(&id) => Ok(ModelArg { id, dir }),
+        Some(id) => Err(Invalid::one(format!(
+            "--model {typed}: {id:?} cannot be a model id (letters, digits and . _ - / only); use --model ID=DIR"
+        ))),
+        None => Err(Invalid::one(format!("--model {typed}: give it an id with --model ID=DIR"))),
+    }
+}
+
+/// The demo model: below the current directory, below the folder of the executable or of one of its parents
+/// (`target/release/switchyard` lies inside the workspace), or in the workspace this binary was built from.
+///
+/// # Errors
+/// It is nowhere; the message says what to do.
+pub(crate) fn demo() -> Result<ModelArg, Invalid> {
+    let executable = std::env::current_exe().ok();
+    let built_from = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let roots = std::env::current_dir()
+        .ok()
+        .into_iter()
+        .chain(executable.iter().flat_map(|path| path.ancestors().skip(1).map(Path::to_path_buf)))
+        .chain(built_from.map(Path::to_path_buf));
+    for root in roots {
+        let dir = root.join(DEMO_MODEL);
+        if dir.join("config.json").is_file() {
+            return parse(&dir.to_string_lossy());
+        }
+    }
+    Err(Invalid::one(format!(
+        "no --model is given and the demo model {DEMO_MODEL} is neither in the current directory nor beside this \
+         program; name a checkpoint folder: switchyard up --model DIR"
+    )))
+}
+
+fn is_id(id: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+    !id.is_empty() && id.len() <= 128 && id.chars().all(plain)
+}
+
+#[cfg(test)]
+mod tests;
