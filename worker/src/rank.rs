@@ -212,7 +212,8 @@ impl<R: StepRunner> Rank<R> {
         match command {
             Command::Load { plan, progress, done } => {
                 self.leave();
-                let _ = done.send(self.load(&plan, &progress));
+                let result = self.load(&plan, &progress);
+                let _ = done.send(result);
             }
             Command::Join { collective, done } => {
                 self.leave();
@@ -221,7 +222,9 @@ impl<R: StepRunner> Rank<R> {
                 let _ = done.send(());
             }
             Command::Step { epoch, step, batch, done } => {
-                let _ = done.send(self.step(epoch, step, &batch));
+                let result = self.step(epoch, step, &batch);
+                self.publish();
+                let _ = done.send(result);
             }
             Command::Leave { epoch, done } => {
                 if self.epoch() == Some(epoch) {
@@ -230,6 +233,10 @@ impl<R: StepRunner> Rank<R> {
                 let _ = done.send(());
             }
         }
+    }
+
+    /// Shows how many sequences live here.
+    fn publish(&self) {
         let num_sequences = self.runner.num_sequences();
         self.num_sequences.store(num_sequences, Ordering::Relaxed);
         metric::sequences(num_sequences);
@@ -284,6 +291,7 @@ impl<R: StepRunner> Rank<R> {
             metric::group_epoch(0);
         }
         self.runner.clear();
+        self.publish();
     }
 }
 

@@ -86,7 +86,7 @@ impl Execution {
         let outputs = self.outputs.clone();
         let (ended, left) = (membership.ended(), membership.left());
         tokio::pin!(ended, left);
-        let mut takes_more = true;
+        let (mut takes_more, mut result) = (true, Ok(()));
         while takes_more || !self.in_flight.is_empty() {
             let has_room = self.in_flight.len() < STEPS_IN_FLIGHT_MAX;
             tokio::select! {
@@ -96,7 +96,11 @@ impl Execution {
                 reason = &mut left => return Err(left_status(&reason)),
                 life = &mut ended, if takes_more => match life {
                     Life::Left(reason) => return Err(left_status(&reason)),
-                    Life::Active | Life::Draining(_) => takes_more = false,
+                    // Batches that come now are not taken, so the stream must not end as if they had been.
+                    Life::Draining(reason) => {
+                        (takes_more, result) = (false, Err(left_status(&reason)));
+                    }
+                    Life::Active => {}
                 },
                 batch = batches.next(), if takes_more && has_room => match batch {
                     Some(batch) => self.take(batch?).await?,
@@ -104,7 +108,7 @@ impl Execution {
                 },
             }
         }
-        Ok(())
+        result
     }
 
     /// Checks a batch and queues it for the rank.

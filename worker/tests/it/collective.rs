@@ -108,8 +108,15 @@ fn phase(index: u64) -> Phase {
 
 /// What `from` sends to `to` in phase `index`: never the same bytes twice.
 fn row(index: u64, from: usize, to: usize, len: usize) -> Vec<u8> {
+    // Long and odd, so that bytes that slip by a buffer's length do not go unnoticed.
+    const PERIOD: u64 = 4093;
     let seed = index.wrapping_mul(31) + from as u64 * 7 + to as u64;
-    (0..len as u64).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 3) as u8).collect()
+    let period: Vec<u8> = (0..PERIOD.min(len as u64))
+        .map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 3) as u8)
+        .collect();
+    let mut row = period.repeat(len.div_ceil(PERIOD as usize));
+    row.truncate(len);
+    row
 }
 
 /// Runs `body` on one thread per rank and returns their results in rank order.

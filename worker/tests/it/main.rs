@@ -3,3 +3,7 @@
 
 mod collective;
 mod mesh;
+mod cluster;
+mod service;
+mod lifecycle;
+mod model;

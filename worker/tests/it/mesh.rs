@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use switchyard_moe::ids::{EpRank, GroupEpoch};
-use switchyard_worker::collective::tcp::{Group, JoinError, Listener, Tcp};
+use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
+use switchyard_worker::collective::tcp::{FRAME_BYTES_MAX, Group, JoinError, Listener, Tcp};
+use switchyard_worker::collective::{self, AllToAll as _, Direction, Phase};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -163,6 +164,73 @@ async fn strangers_do_not_hurt_a_forming_mesh() {
     let (ours, theirs) = tokio::join!(waiting, strangers);
     ours.unwrap();
     theirs.unwrap();
+}
+
+/// Joins a mesh of two as rank 1 without being one, sends `bytes`, and closes; returns what rank 0 makes of it.
+fn impostor(bytes: Vec<u8>) -> collective::Error {
+    let (mut rank_0, mut stream) = runtime().block_on(async {
+        let listener = listeners(1).await.remove(0);
+        let peers = vec![listener.local_addr().to_string(), "127.0.0.1:1".to_owned()];
+        let impostor = async {
+            let mut stream = TcpStream::connect(listener.local_addr()).await.unwrap();
+            stream.write_all(&hello(1, 0, 4)).await.unwrap();
+            let mut answer = [9; 3];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer, [0; 3], "welcome");
+            let stream = stream.into_std().unwrap();
+            stream.set_nonblocking(false).unwrap();
+            stream
+        };
+        let (rank_0, stream) = tokio::join!(listener.join(group(4, 0, peers), PATIENT), impostor);
+        (rank_0.unwrap(), stream)
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // Rank 0 may hang up before all is written.
+            let _ = std::io::Write::write_all(&mut stream, &bytes);
+        });
+        let phase = Phase { step: StepId(1), layer: 0, direction: Direction::Dispatch };
+        let buffers = [Vec::new(), Vec::new()];
+        rank_0.exchange(phase, &buffers, &mut buffers.clone()).unwrap_err()
+    })
+}
+
+/// The header of a frame of rows for step 1, layer 0, dispatch.
+fn frame_header(epoch: u64, rank: u32, len: u64) -> Vec<u8> {
+    let mut bytes = b"SWYF\x01\x01\0\0\0\0\0\0".to_vec();
+    bytes.extend_from_slice(&rank.to_le_bytes());
+    for word in [epoch, 1, len] {
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn wrong_frames_are_refused_and_name_their_sender() {
+    let check = |bytes: Vec<u8>, expected: &str| {
+        assert_eq!(impostor(bytes).to_string(), expected);
+    };
+    let malformed = "rank 1 sent a malformed frame in step 1 layer 0 dispatch";
+    check(frame_header(3, 1, 0), "rank 1 sent a frame of epoch 3, this group is in epoch 4");
+    check(frame_header(4, 2, 0), &format!("{malformed}: it says to come from rank 2"));
+    check(
+        frame_header(4, 1, FRAME_BYTES_MAX + 1),
+        &format!("{malformed}: it announces 2147483649 bytes, the limit is 2147483648"),
+    );
+    check(
+        vec![0xff; 200],
+        &format!("{malformed}: it begins with [ff, ff, ff, ff], not [53, 57, 59, 46]"),
+    );
+}
+
+#[test]
+fn a_peer_that_dies_within_a_frame_is_lost() {
+    let lost = "rank 1 stopped before step 1 layer 0 dispatch; rank 0 waited for it";
+    assert_eq!(impostor(Vec::new()).to_string(), lost);
+    assert_eq!(impostor(frame_header(4, 1, 10)[..17].to_vec()).to_string(), lost);
+    let mut half = frame_header(4, 1, 1 << 20);
+    half.resize(half.len() + (1 << 19), 7);
+    assert_eq!(impostor(half).to_string(), lost);
 }
 
 #[tokio::test]
