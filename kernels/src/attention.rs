@@ -8,7 +8,12 @@ use half::bf16;
 use crate::Cpu;
 use crate::math::{exp, exp_v};
 use crate::quant::round_bf16_v;
-use crate::simd::{Kernel, Wide, axpy, dot, map_in_place, max, sum};
+use crate::simd::{
+    Kernel, LANES, Lanes, Rows, Wide, add_weighted, dots, map_in_place, max, padded, sum,
+};
+
+/// Keys that are widened at a time.
+pub(crate) const KEY_PIECE: usize = 32;
 
 /// Rows of one length, wherever they lie; read in this order.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +49,13 @@ pub struct SparseAttention<'a> {
     pub probabilities: Probabilities,
 }
 
+/// Room for [`KEY_PIECE`] widened keys.
+pub(crate) struct KeyPiece {
+    data: Vec<Lanes>,
+    head_dim: usize,
+    pub(crate) row_vectors: usize,
+}
+
 /// `out[h] = Σ_j e_j keys[j] / (Σ_j e_j + exp(sink[h] - max))` with `e_j = exp(q[h] · keys[j] * softmax_scale - max)`; `out` is
 /// `[num_heads, head_dim]`.
 ///
@@ -74,7 +86,7 @@ impl KeyRows<'_> {
 
     /// Widens row `i`.
     #[inline(always)]
-    pub(crate) fn widen<S: Wide>(&self, _s: S, i: usize, out: &mut [f32]) {
+    fn widen(&self, i: usize, out: &mut [f32]) {
         match self {
             Self::F32(rows) => out.copy_from_slice(rows[i]),
             Self::Bf16(rows) => {
@@ -100,30 +112,51 @@ impl Kernel for Attention<'_> {
     fn run<S: Wide>(self, s: S) {
         let Self { args, head_dim, out } = self;
         let num_keys = args.keys.len();
-        let mut key = vec![0.0; head_dim];
-        let mut logits = vec![0.0; args.sink.len() * num_keys];
-        for j in 0..num_keys {
-            args.keys.widen(s, j, &mut key);
-            for (h, q) in args.q.chunks_exact(head_dim).enumerate() {
-                logits[h * num_keys + j] = dot(s, q, &key) * args.softmax_scale;
-            }
+        let num_heads = args.sink.len();
+        let mut piece = KeyPiece::new(head_dim);
+        let q = padded(args.q, head_dim);
+        let q = Rows::new(&q, piece.row_vectors);
+        let mut logits = vec![0.0; num_heads * num_keys];
+        for first in (0..num_keys).step_by(KEY_PIECE) {
+            let keys = piece.load(args.keys, first);
+            dots(s, (q, num_heads), keys, |h, j, dot| {
+                logits[h * num_keys + first + j] = dot * args.softmax_scale;
+            });
         }
-        let mut inverse = vec![0.0; args.sink.len()];
-        for ((logits, &sink), inverse) in
-            logits.chunks_exact_mut(num_keys).zip(args.sink).zip(&mut inverse)
-        {
-            *inverse = 1.0 / softmax_numerators(s, logits, sink, args.probabilities);
+        let mut inverse = vec![0.0; num_heads];
+        for (h, inverse) in inverse.iter_mut().enumerate() {
+            let logits = &mut logits[h * num_keys..(h + 1) * num_keys];
+            *inverse = 1.0 / softmax_numerators(s, logits, args.sink[h], args.probabilities);
         }
-        out.fill(0.0);
-        for j in 0..num_keys {
-            args.keys.widen(s, j, &mut key);
-            for (h, out) in out.chunks_exact_mut(head_dim).enumerate() {
-                axpy(s, logits[h * num_keys + j], &key, out);
-            }
+        let mut sums = vec![[0.0; LANES]; num_heads * piece.row_vectors];
+        for first in (0..num_keys).step_by(KEY_PIECE) {
+            let keys = piece.load(args.keys, first);
+            add_weighted(s, (&logits[first..], num_keys), keys, &mut sums);
         }
-        for (out, inverse) in out.chunks_exact_mut(head_dim).zip(inverse) {
+        let heads = sums.chunks_exact(piece.row_vectors).zip(out.chunks_exact_mut(head_dim));
+        for ((sums, out), inverse) in heads.zip(inverse) {
+            out.copy_from_slice(&sums.as_flattened()[..head_dim]);
             map_in_place(s, out, |x| s.mul(x, s.splat(inverse)));
         }
+    }
+}
+
+// === impl KeyPiece ===
+
+impl KeyPiece {
+    pub(crate) fn new(head_dim: usize) -> Self {
+        let row_vectors = head_dim.div_ceil(LANES);
+        Self { data: vec![[0.0; LANES]; KEY_PIECE * row_vectors], head_dim, row_vectors }
+    }
+
+    /// Widens up to [`KEY_PIECE`] rows from `first` on; returns them and their number.
+    #[inline(always)]
+    pub(crate) fn load(&mut self, keys: KeyRows<'_>, first: usize) -> (Rows<'_>, usize) {
+        let num = KEY_PIECE.min(keys.len() - first);
+        for (i, to) in self.data.chunks_exact_mut(self.row_vectors).take(num).enumerate() {
+            keys.widen(first + i, &mut to.as_flattened_mut()[..self.head_dim]);
+        }
+        (Rows::new(&self.data, self.row_vectors), num)
     }
 }
 

@@ -4,8 +4,8 @@
 mod tests;
 
 use crate::Cpu;
-use crate::attention::KeyRows;
-use crate::simd::{Kernel, LANES, Wide, dot};
+use crate::attention::{KEY_PIECE, KeyPiece, KeyRows};
+use crate::simd::{Kernel, LANES, Rows, Wide, dots, padded};
 
 /// One query token.
 #[derive(Clone, Copy, Debug)]
@@ -40,15 +40,29 @@ impl Kernel for IndexerScores<'_> {
 
     #[inline(always)]
     fn run<S: Wide>(self, s: S) {
-        let mut key = vec![0.0; self.head_dim.next_multiple_of(LANES)];
-        let key = &mut key[..self.head_dim];
-        for (w, score) in self.scores.iter_mut().enumerate() {
-            self.keys.widen(s, w, key);
-            let heads = self.query.q.chunks_exact(self.head_dim).zip(self.query.weights);
-            *score = heads.fold(0.0, |sum, (q, &weight)| {
-                let relu = Wide::sum(s, s.splat(0.0)).max(dot(s, q, key));
-                weight.mul_add(relu, sum)
-            });
+        let Self { query, keys, head_dim, scores } = self;
+        let num_heads = query.weights.len();
+        let mut piece = KeyPiece::new(head_dim);
+        let q = padded(query.q, head_dim);
+        let q = Rows::new(&q, piece.row_vectors);
+        let mut products = vec![[0.0; LANES]; num_heads * KEY_PIECE / LANES];
+        for (i, scores) in scores.chunks_mut(KEY_PIECE).enumerate() {
+            let keys = piece.load(keys, i * KEY_PIECE);
+            let flat = products.as_flattened_mut();
+            dots(s, (q, num_heads), keys, |h, j, dot| flat[h * KEY_PIECE + j] = dot);
+            for (v, scores) in scores.chunks_mut(LANES).enumerate() {
+                let mut sum = s.splat(0.0);
+                for (products, &weight) in
+                    products.chunks_exact(KEY_PIECE / LANES).zip(query.weights)
+                {
+                    // The limit comes first, so that NaN passes through.
+                    let relu = s.max(s.splat(0.0), s.load(&products[v]));
+                    sum = s.mul_add(s.splat(weight), relu, sum);
+                }
+                s.store_partial(sum, scores);
+            }
         }
     }
 }
+
+const _: () = assert!(KEY_PIECE.is_multiple_of(LANES), "pieces are whole vectors");

@@ -10,11 +10,10 @@ mod weights;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::Cpu;
-use crate::simd::{Kernel, LANES, Wide};
+use crate::simd::{Kernel, LANES, Rows, Wide, padded};
 use format::{Bf16, F32, Fp4, Fp8};
 use tile::Tiles;
 
@@ -56,12 +55,13 @@ pub fn matmul_block_diagonal(
     assert_eq!(weights.rows() % num_groups, 0, "rows of the weights over {num_groups} groups");
     assert_eq!(x.len(), num_tokens * num_groups * cols, "length of x");
     assert_eq!(y.len(), num_tokens * weights.rows(), "length of y");
-    let x = Input::new(x, num_tokens, num_groups, cols);
+    let (x, len) = (padded(x, cols), cols.div_ceil(LANES));
+    let rows = weights.rows() / num_groups;
     for group in 0..num_groups {
-        let rows = weights.rows() / num_groups;
+        let input = Rows { data: &x, stride: num_groups * len, offset: group * len, len };
         let weights = weights.slice_rows(group * rows..(group + 1) * rows);
         let target = Target { offset: group * rows, stride: num_groups * rows };
-        product(cpu, x.group(group), &weights, target, y);
+        product(cpu, Input { rows: input, num_tokens }, &weights, target, y);
     }
 }
 
@@ -86,62 +86,11 @@ struct Target {
     stride: usize,
 }
 
-/// Input rows whose length is a multiple of the lanes.
-struct Input<'a> {
-    data: Cow<'a, [f32]>,
-    num_tokens: usize,
-    num_groups: usize,
-    /// Of one group, padded.
-    cols: usize,
-}
-
-/// One group of the channels of the input.
+/// Padded input rows of some tokens.
 #[derive(Clone, Copy)]
-pub(crate) struct InputGroup<'a> {
-    data: &'a [f32],
+struct Input<'a> {
+    rows: Rows<'a>,
     num_tokens: usize,
-    stride: usize,
-    offset: usize,
-    cols: usize,
-}
-
-// === impl Input ===
-
-impl<'a> Input<'a> {
-    /// Pads each group of each row with zeros if needed, which no real model needs.
-    fn new(x: &'a [f32], num_tokens: usize, num_groups: usize, cols: usize) -> Self {
-        let padded = cols.next_multiple_of(LANES);
-        let data = if padded == cols {
-            Cow::Borrowed(x)
-        } else {
-            let mut data = vec![0.0; num_tokens * num_groups * padded];
-            for (to, from) in data.chunks_mut(padded).zip(x.chunks(cols)) {
-                to[..cols].copy_from_slice(from);
-            }
-            Cow::Owned(data)
-        };
-        Self { data, num_tokens, num_groups, cols: padded }
-    }
-
-    fn group(&self, group: usize) -> InputGroup<'_> {
-        InputGroup {
-            data: &self.data,
-            num_tokens: self.num_tokens,
-            stride: self.num_groups * self.cols,
-            offset: group * self.cols,
-            cols: self.cols,
-        }
-    }
-}
-
-impl<'a> InputGroup<'a> {
-    /// Token `token`'s channels, as vectors.
-    #[inline(always)]
-    fn row(&self, token: usize) -> &'a [[f32; LANES]] {
-        let start = token * self.stride + self.offset;
-        let (chunks, _) = self.data[start..start + self.cols].as_chunks();
-        chunks
-    }
 }
 
 /// Rows per task, so that there are a few tasks per thread.
@@ -154,13 +103,7 @@ fn rows_per_task(cpu: &Cpu, rows: usize) -> usize {
 }
 
 /// Spreads the rows of one product over the threads.
-fn product(
-    cpu: &Cpu,
-    x: InputGroup<'_>,
-    weights: &WeightMatrix<'_>,
-    target: Target,
-    y: &mut [f32],
-) {
+fn product(cpu: &Cpu, x: Input<'_>, weights: &WeightMatrix<'_>, target: Target, y: &mut [f32]) {
     let rows = weights.rows();
     if rows == 0 || x.num_tokens == 0 {
         return;
@@ -201,7 +144,7 @@ pub(crate) struct Out<'a> {
 
 /// One thread's part of a product.
 struct Product<'a> {
-    x: InputGroup<'a>,
+    x: Input<'a>,
     weights: WeightMatrix<'a>,
     out: Out<'a>,
 }

@@ -5,6 +5,7 @@
 //! share with vectors, so that [`crate::math`] is written once; [`Wide`] adds what only sixteen lanes have.
 
 mod portable;
+mod rows;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +16,7 @@ pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::{Portable, Scalar};
+pub(crate) use rows::{Lanes, Rows, add_weighted, dots, padded};
 
 /// Lanes of the canonical reduction.
 pub(crate) const LANES: usize = 16;
@@ -70,6 +72,10 @@ pub(crate) trait Simd: Copy {
 pub(crate) trait Wide: Simd {
     /// Whether there are registers for a big tile of accumulators (32 vectors of 16 lanes; else 8).
     const MANY_REGISTERS: bool;
+
+    /// Runs a kernel as a function of its own, compiled for the same instructions: keeps shared bodies from being repeated in
+    /// every caller.
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, value: Self::F, to: &mut [f32; LANES]);

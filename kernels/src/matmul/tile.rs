@@ -1,19 +1,24 @@
 //! Register tiles: a few tokens times a few rows, each an accumulator of sixteen lanes.
 
 use super::format::{Format, Row};
-use super::{InputGroup, Out, WeightMatrix};
-use crate::simd::{LANES, Wide};
+use super::{Input, Out, WeightMatrix};
+use crate::simd::{Kernel, LANES, Lanes, Rows, Wide};
 
-/// Rows that are widened together for many tokens.
+/// Rows that are worked on together.
 const ROW_GROUP: usize = 8;
 /// Vectors of a row that are widened at a time: with [`ROW_GROUP`], 16 KiB, half of a small level-1 cache.
 const WIDENED_VECTORS: usize = 32;
 /// Tokens that share a widening.
 const TOKEN_BLOCK: usize = 48;
 
+/// The accumulators of one token.
+type RowLanes = [Lanes; ROW_GROUP];
+/// Part of [`ROW_GROUP`] rows.
+type Widened = [[Lanes; WIDENED_VECTORS]; ROW_GROUP];
+
 /// One product in tiles.
 pub(super) struct Tiles<'a, F, const B: usize> {
-    pub(super) x: InputGroup<'a>,
+    pub(super) x: Input<'a>,
     pub(super) weights: WeightMatrix<'a>,
     pub(super) out: Out<'a>,
     pub(super) format: F,
@@ -22,106 +27,65 @@ pub(super) struct Tiles<'a, F, const B: usize> {
 impl<F: Format<B>, const B: usize> Tiles<'_, F, B> {
     #[inline(always)]
     pub(super) fn run<S: Wide>(mut self, s: S) {
-        let mut token = 0;
-        while token < self.x.num_tokens {
-            let left = self.x.num_tokens - token;
-            token += match left {
-                1 if S::MANY_REGISTERS => self.direct_rows::<S, 1, 8>(s, token),
-                2 if S::MANY_REGISTERS => self.direct_rows::<S, 2, 8>(s, token),
-                3 if S::MANY_REGISTERS => self.direct_rows::<S, 3, 8>(s, token),
-                1 => self.direct_rows::<S, 1, 4>(s, token),
-                2 => self.direct_rows::<S, 2, 2>(s, token),
-                _ => self.widened_rows(s, token, left.min(TOKEN_BLOCK)),
-            };
-        }
-    }
-
-    /// All rows for `T` tokens, each weight widened in registers. Returns `T`.
-    #[inline(always)]
-    fn direct_rows<S: Wide, const T: usize, const R: usize>(
-        &mut self,
-        s: S,
-        token: usize,
-    ) -> usize {
-        let whole = self.weights.rows() / R * R;
-        for row in (0..whole).step_by(R) {
-            self.direct::<S, T, R>(s, token, row);
-        }
-        for row in whole..self.weights.rows() {
-            self.direct::<S, T, 1>(s, token, row);
-        }
-        T
-    }
-
-    #[inline(always)]
-    fn direct<S: Wide, const T: usize, const R: usize>(&mut self, s: S, token: usize, row: usize) {
-        let x: [_; T] = std::array::from_fn(|t| self.x.row(token + t));
-        let rows: [Row<'_, B>; R] = std::array::from_fn(|r| self.weights.row(row + r));
-        let mut acc = [[s.splat(0.0); R]; T];
-        accumulate(s, self.format, x, &rows, &mut acc);
-        for (t, acc) in acc.iter().enumerate() {
-            for (r, &acc) in acc.iter().enumerate() {
-                self.out.set(token + t, row + r, s.sum(acc));
-            }
-        }
-    }
-
-    /// All rows for `num_tokens` tokens, each weight widened once. Returns `num_tokens`.
-    #[inline(always)]
-    fn widened_rows<S: Wide>(&mut self, s: S, token: usize, num_tokens: usize) -> usize {
         for row in (0..self.weights.rows()).step_by(ROW_GROUP) {
-            let mut lanes = [[[0.0; LANES]; ROW_GROUP]; TOKEN_BLOCK];
-            let lanes = &mut lanes[..num_tokens];
-            self.row_group(s, token, row, lanes);
-            let num_rows = ROW_GROUP.min(self.weights.rows() - row);
-            for (t, lanes) in lanes.iter().enumerate() {
-                for (r, lanes) in lanes[..num_rows].iter().enumerate() {
-                    self.out.set(token + t, row + r, s.sum(s.load(lanes)));
+            if self.x.num_tokens > 1 {
+                for token in (0..self.x.num_tokens).step_by(TOKEN_BLOCK) {
+                    self.widened(s, token, row);
                 }
+            } else if S::MANY_REGISTERS {
+                self.direct::<S, ROW_GROUP>(s, row);
+            } else {
+                self.direct::<S, { ROW_GROUP / 2 }>(s, row);
+                self.direct::<S, { ROW_GROUP / 2 }>(s, row + ROW_GROUP / 2);
             }
         }
-        num_tokens
     }
 
-    /// Lanes of up to [`ROW_GROUP`] rows, from `row`, times the tokens from `token`.
+    /// Up to `R` rows from `row` on; those past the end repeat the last one, and their results are dropped.
     #[inline(always)]
-    fn row_group<S: Wide>(&self, s: S, token: usize, row: usize, lanes: &mut [RowLanes]) {
-        let num_rows = ROW_GROUP.min(self.weights.rows() - row);
-        // Rows past the end repeat the last one; their lanes are not used.
-        let rows: [Row<'_, B>; ROW_GROUP] =
-            std::array::from_fn(|r| self.weights.row(row + r.min(num_rows - 1)));
-        let num_vectors = self.x.cols / LANES;
+    fn rows<const R: usize>(&self, row: usize) -> [Row<'_, B>; R] {
+        let last = self.weights.rows() - 1;
+        let mut rows = [self.weights.row(row.min(last)); R];
+        for (r, to) in rows.iter_mut().enumerate() {
+            *to = self.weights.row((row + r).min(last));
+        }
+        rows
+    }
+
+    /// `R` rows for the one token, each weight widened in registers.
+    #[inline(always)]
+    fn direct<S: Wide, const R: usize>(&mut self, s: S, row: usize) {
+        let mut acc = [s.splat(0.0); R];
+        accumulate(s, self.format, self.x.rows.row(0), &self.rows(row), &mut acc);
+        let num_rows = self.weights.rows().saturating_sub(row);
+        for (r, &acc) in acc.iter().take(num_rows).enumerate() {
+            self.out.set(0, row + r, s.sum(acc));
+        }
+    }
+
+    /// [`ROW_GROUP`] rows for [`TOKEN_BLOCK`] tokens, each weight widened once.
+    #[inline(always)]
+    fn widened<S: Wide>(&mut self, s: S, token: usize, row: usize) {
+        let mut lanes = [[[0.0; LANES]; ROW_GROUP]; TOKEN_BLOCK];
+        let lanes = &mut lanes[..TOKEN_BLOCK.min(self.x.num_tokens - token)];
+        let rows: [Row<'_, B>; ROW_GROUP] = self.rows(row);
         let mut widened = [[[0.0; LANES]; WIDENED_VECTORS]; ROW_GROUP];
-        for first in (0..num_vectors).step_by(WIDENED_VECTORS) {
-            let last = num_vectors.min(first + WIDENED_VECTORS);
+        for first in (0..self.x.rows.len).step_by(WIDENED_VECTORS) {
+            let len = WIDENED_VECTORS.min(self.x.rows.len - first);
             for (row, widened) in rows.iter().zip(&mut widened) {
-                widen(s, self.format, row, first, &mut widened[..last - first]);
+                widen(s, self.format, row, first, &mut widened[..len]);
             }
-            let mut t = 0;
-            while t < lanes.len() {
-                let x = |t: usize| &self.x.row(token + t)[first..last];
-                if S::MANY_REGISTERS && t + 3 <= lanes.len() {
-                    tile::<S, 3, 8>(s, [x(t), x(t + 1), x(t + 2)], &widened, &mut lanes[t..]);
-                    t += 3;
-                } else if S::MANY_REGISTERS {
-                    tile::<S, 1, 8>(s, [x(t)], &widened, &mut lanes[t..]);
-                    t += 1;
-                } else if t + 2 <= lanes.len() {
-                    tile::<S, 2, 2>(s, [x(t), x(t + 1)], &widened, &mut lanes[t..]);
-                    t += 2;
-                } else {
-                    tile::<S, 1, 4>(s, [x(t)], &widened, &mut lanes[t..]);
-                    t += 1;
-                }
+            let x = Rows { offset: self.x.rows.offset + first, len, ..self.x.rows };
+            s.outline(Multiply { x, token, widened: &widened, lanes });
+        }
+        let num_rows = ROW_GROUP.min(self.weights.rows() - row);
+        for (t, lanes) in lanes.iter().enumerate() {
+            for (r, lanes) in lanes[..num_rows].iter().enumerate() {
+                self.out.set(token + t, row + r, s.sum(s.load(lanes)));
             }
         }
     }
 }
-
-/// The accumulators of one token.
-type RowLanes = [[f32; LANES]; ROW_GROUP];
-/// Part of [`ROW_GROUP`] rows.
-type Widened = [[[f32; LANES]; WIDENED_VECTORS]; ROW_GROUP];
 
 impl Out<'_> {
     #[inline(always)]
@@ -130,55 +94,47 @@ impl Out<'_> {
     }
 }
 
-/// `acc[t][r] += x[t] * w[r]` over whole rows.
+/// `acc[r] += x * w[r]` over whole rows.
 #[inline(always)]
-fn accumulate<S: Wide, F: Format<B>, const B: usize, const T: usize, const R: usize>(
+fn accumulate<S: Wide, F: Format<B>, const B: usize, const R: usize>(
     s: S,
     format: F,
-    x: [&[[f32; LANES]]; T],
+    x: &[Lanes],
     rows: &[Row<'_, B>; R],
-    acc: &mut [[S::F; R]; T],
+    acc: &mut [S::F; R],
 ) {
     let num_whole = rows[0].chunks.len();
-    let num_blocks = num_whole.div_ceil(F::VECTORS_PER_SCALE);
+    let (x, x_tail) = x.split_at(num_whole);
     let mut scales = [s.splat(1.0); R];
-    for block in 0..num_blocks {
+    for (block, x) in x.chunks(F::VECTORS_PER_SCALE).enumerate() {
         for (scale, row) in scales.iter_mut().zip(rows) {
             *scale = format.scale(s, row.scales, block);
         }
         let first = block * F::VECTORS_PER_SCALE;
-        for i in first..num_whole.min(first + F::VECTORS_PER_SCALE) {
-            let mut xs = [s.splat(0.0); T];
-            for (xs, x) in xs.iter_mut().zip(x) {
-                *xs = s.load(&x[i]);
-            }
-            for r in 0..R {
-                let w = format.widen(s, &rows[r].chunks[i], scales[r]);
-                for t in 0..T {
-                    acc[t][r] = s.mul_add(xs[t], w, acc[t][r]);
-                }
+        for (i, x) in x.iter().enumerate() {
+            let x = s.load(x);
+            for ((acc, row), &scale) in acc.iter_mut().zip(rows).zip(&scales) {
+                let w = format.widen(s, &row.chunks[first + i], scale);
+                *acc = s.mul_add(x, w, *acc);
             }
         }
     }
-    if num_whole < x[0].len() {
-        for r in 0..R {
-            let scale = format.scale(s, rows[r].scales, num_whole / F::VECTORS_PER_SCALE);
-            let w = format.widen(s, &rows[r].tail, scale);
-            for t in 0..T {
-                acc[t][r] = s.mul_add(s.load(&x[t][num_whole]), w, acc[t][r]);
-            }
+    for x in x_tail {
+        for (acc, row) in acc.iter_mut().zip(rows) {
+            let scale = format.scale(s, row.scales, num_whole / F::VECTORS_PER_SCALE);
+            *acc = s.mul_add(s.load(x), format.widen(s, &row.tail, scale), *acc);
         }
     }
 }
 
-/// Widens the vectors of a row from `first` on.
+/// Widens the vectors of a row from `first` on, which is where a scale begins.
 #[inline(always)]
 fn widen<S: Wide, F: Format<B>, const B: usize>(
     s: S,
     format: F,
     row: &Row<'_, B>,
     first: usize,
-    out: &mut [[f32; LANES]],
+    out: &mut [Lanes],
 ) {
     let per_scale = F::VECTORS_PER_SCALE;
     for (j, out) in out.chunks_mut(per_scale).enumerate() {
@@ -191,37 +147,66 @@ fn widen<S: Wide, F: Format<B>, const B: usize>(
     }
 }
 
-/// `lanes[t][r] += x[t] * widened[r]` for `T` tokens and all rows of the group, `R` at a time.
-#[inline(always)]
-fn tile<S: Wide, const T: usize, const R: usize>(
-    s: S,
-    x: [&[[f32; LANES]]; T],
-    widened: &Widened,
-    lanes: &mut [RowLanes],
-) {
-    for row in (0..ROW_GROUP).step_by(R) {
-        let mut acc = [[s.splat(0.0); R]; T];
-        for (acc, lanes) in acc.iter_mut().zip(&*lanes) {
-            for (acc, lanes) in acc.iter_mut().zip(&lanes[row..row + R]) {
-                *acc = s.load(lanes);
-            }
+/// `lanes[t][r] += x[token + t] * widened[r]`.
+struct Multiply<'a> {
+    x: Rows<'a>,
+    token: usize,
+    widened: &'a Widened,
+    lanes: &'a mut [RowLanes],
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Wide>(mut self, s: S) {
+        let mut t = 0;
+        while t < self.lanes.len() {
+            t += match self.lanes.len() - t {
+                1 if S::MANY_REGISTERS => self.tokens::<S, 1, 8>(s, t),
+                2 if S::MANY_REGISTERS => self.tokens::<S, 2, 8>(s, t),
+                _ if S::MANY_REGISTERS => self.tokens::<S, 3, 8>(s, t),
+                1 => self.tokens::<S, 1, 4>(s, t),
+                _ => self.tokens::<S, 2, 2>(s, t),
+            };
         }
-        for i in 0..x[0].len().min(WIDENED_VECTORS) {
-            let mut xs = [s.splat(0.0); T];
-            for (xs, x) in xs.iter_mut().zip(x) {
-                *xs = s.load(&x[i]);
+    }
+}
+
+impl Multiply<'_> {
+    /// `T` tokens from `t` on and all rows of the group, `R` at a time. Returns `T`.
+    #[inline(always)]
+    fn tokens<S: Wide, const T: usize, const R: usize>(&mut self, s: S, t: usize) -> usize {
+        let len = self.x.len.min(WIDENED_VECTORS);
+        let mut x = [&self.x.row(self.token + t)[..len]; T];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = &self.x.row(self.token + t + i)[..len];
+        }
+        for row in (0..ROW_GROUP).step_by(R) {
+            let mut acc = [[s.splat(0.0); R]; T];
+            for (acc, lanes) in acc.iter_mut().zip(&self.lanes[t..]) {
+                for (acc, lanes) in acc.iter_mut().zip(&lanes[row..row + R]) {
+                    *acc = s.load(lanes);
+                }
             }
-            for r in 0..R {
-                let w = s.load(&widened[row + r][i]);
-                for t in 0..T {
-                    acc[t][r] = s.mul_add(xs[t], w, acc[t][r]);
+            for k in 0..len {
+                let mut xs = [s.splat(0.0); T];
+                for (xs, x) in xs.iter_mut().zip(x) {
+                    *xs = s.load(&x[k]);
+                }
+                for r in 0..R {
+                    let w = s.load(&self.widened[row + r][k]);
+                    for (acc, &x) in acc.iter_mut().zip(&xs) {
+                        acc[r] = s.mul_add(x, w, acc[r]);
+                    }
+                }
+            }
+            for (acc, lanes) in acc.iter().zip(&mut self.lanes[t..]) {
+                for (&acc, lanes) in acc.iter().zip(&mut lanes[row..row + R]) {
+                    s.store(acc, lanes);
                 }
             }
         }
-        for (acc, lanes) in acc.iter().zip(&mut *lanes) {
-            for (&acc, lanes) in acc.iter().zip(&mut lanes[row..row + R]) {
-                s.store(acc, lanes);
-            }
-        }
+        T
     }
 }

@@ -35,6 +35,7 @@ impl Avx2 {
     /// Runs a kernel compiled for these instructions.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx2,fma")]
+        #[inline(never)]
         fn compiled<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
             kernel.run(token)
         }
@@ -183,6 +184,11 @@ impl Avx2 {
 
 impl Wide for Avx2 {
     const MANY_REGISTERS: bool = false;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        self.run(kernel)
+    }
 
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> F {

@@ -32,6 +32,7 @@ impl Avx512 {
     /// Runs a kernel compiled for these instructions.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        #[inline(never)]
         fn compiled<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
             kernel.run(token)
         }
@@ -128,6 +129,11 @@ impl Simd for Avx512 {
 
 impl Wide for Avx512 {
     const MANY_REGISTERS: bool = true;
+
+    #[inline(always)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        self.run(kernel)
+    }
 
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> __m512 {

@@ -1,6 +1,6 @@
 //! The vector without intrinsics: what every other one is compared with, and what runs where there is no other.
 
-use super::{LANES, Simd, Wide};
+use super::{Kernel, LANES, Simd, Wide};
 
 /// One lane: lets [`crate::math`] serve scalars.
 #[derive(Clone, Copy, Debug)]
@@ -96,104 +96,127 @@ impl Simd for Scalar {
     }
 }
 
-#[inline(always)]
-fn map<A: Copy, B>(a: [A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
-    a.map(f)
+// Plain loops, and calls where sixteen fused multiply-adds would be spelled out: this path is for being right anywhere, and
+// unrolled it would take most of the crate's compile time.
+
+#[inline]
+fn map<A: Copy, B: Copy + Default>(a: [A; LANES], f: impl Fn(A) -> B) -> [B; LANES] {
+    let mut out = [B::default(); LANES];
+    for i in 0..LANES {
+        out[i] = f(a[i]);
+    }
+    out
 }
 
-#[inline(always)]
-fn zip<A: Copy, B>(a: [A; LANES], b: [A; LANES], f: impl Fn(A, A) -> B) -> [B; LANES] {
-    std::array::from_fn(|i| f(a[i], b[i]))
+#[inline]
+fn zip<A: Copy, B: Copy + Default>(
+    a: [A; LANES],
+    b: [A; LANES],
+    f: impl Fn(A, A) -> B,
+) -> [B; LANES] {
+    let mut out = [B::default(); LANES];
+    for i in 0..LANES {
+        out[i] = f(a[i], b[i]);
+    }
+    out
 }
 
 impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
 
-    #[inline(always)]
+    #[inline]
     fn splat(self, value: f32) -> Self::F {
         [value; LANES]
     }
-    #[inline(always)]
+    #[inline]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |a, b| a + b)
     }
-    #[inline(always)]
+    #[inline]
     fn sub(self, a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |a, b| a - b)
     }
-    #[inline(always)]
+    #[inline]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |a, b| a * b)
     }
-    #[inline(always)]
+    #[inline]
     fn div(self, a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |a, b| a / b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        let mut out = c;
+        for i in 0..LANES {
+            out[i] = a[i].mul_add(b[i], c[i]);
+        }
+        out
     }
-    #[inline(always)]
+    #[inline]
     fn sqrt(self, a: Self::F) -> Self::F {
         map(a, f32::sqrt)
     }
-    #[inline(always)]
+    #[inline]
     fn min(self, a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |a, b| Scalar.min(a, b))
     }
-    #[inline(always)]
+    #[inline]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |a, b| Scalar.max(a, b))
     }
-    #[inline(always)]
+    #[inline]
     fn select_lt(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
-        std::array::from_fn(|i| Scalar.select_lt(a[i], b[i], yes[i], no[i]))
+        let mut out = no;
+        for i in 0..LANES {
+            out[i] = Scalar.select_lt(a[i], b[i], yes[i], no[i]);
+        }
+        out
     }
-    #[inline(always)]
+    #[inline]
     fn splat_i(self, value: i32) -> Self::I {
         [value; LANES]
     }
-    #[inline(always)]
+    #[inline]
     fn to_bits(self, a: Self::F) -> Self::I {
         map(a, |a| Scalar.to_bits(a))
     }
-    #[inline(always)]
+    #[inline]
     fn bit_cast(self, a: Self::I) -> Self::F {
         map(a, |a| Scalar.bit_cast(a))
     }
-    #[inline(always)]
+    #[inline]
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, i32::wrapping_add)
     }
-    #[inline(always)]
+    #[inline]
     fn sub_i(self, a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, i32::wrapping_sub)
     }
-    #[inline(always)]
+    #[inline]
     fn and_i(self, a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, |a, b| a & b)
     }
-    #[inline(always)]
+    #[inline]
     fn max_i(self, a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, i32::max)
     }
-    #[inline(always)]
+    #[inline]
     fn shl<const N: u32>(self, a: Self::I) -> Self::I {
         map(a, |a| a << N)
     }
-    #[inline(always)]
+    #[inline]
     fn shr<const N: u32>(self, a: Self::I) -> Self::I {
         map(a, |a| a >> N)
     }
-    #[inline(always)]
+    #[inline]
     fn to_float(self, a: Self::I) -> Self::F {
         map(a, |a| a as f32)
     }
 }
 
 /// Moves the code's seven low bits to where an `f32` has exponent and mantissa; the value is `2^-120` of the code's.
-#[inline(always)]
+#[inline]
 fn e4m3_bits(code: u8) -> f32 {
     let code = u32::from(code);
     f32::from_bits((code & 0x7f) << 20 | (code & 0x80) << 24)
@@ -202,41 +225,63 @@ fn e4m3_bits(code: u8) -> f32 {
 impl Wide for Portable {
     const MANY_REGISTERS: bool = false;
 
-    #[inline(always)]
+    #[inline(never)]
+    fn outline<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline]
     fn load(self, from: &[f32; LANES]) -> Self::F {
         *from
     }
-    #[inline(always)]
+    #[inline]
     fn store(self, value: Self::F, to: &mut [f32; LANES]) {
         *to = value;
     }
-    #[inline(always)]
+    #[inline]
     fn load_f32_bytes(self, from: &[u8; 4 * LANES]) -> Self::F {
         let (words, _) = from.as_chunks::<4>();
-        std::array::from_fn(|i| f32::from_le_bytes(words[i]))
+        let mut out = [0.0; LANES];
+        for (out, word) in out.iter_mut().zip(words) {
+            *out = f32::from_le_bytes(*word);
+        }
+        out
     }
-    #[inline(always)]
+    #[inline]
     fn load_bf16(self, from: &[u8; 2 * LANES]) -> Self::F {
         let (words, _) = from.as_chunks::<2>();
-        std::array::from_fn(|i| f32::from_bits(u32::from(u16::from_le_bytes(words[i])) << 16))
+        let mut out = [0.0; LANES];
+        for (out, word) in out.iter_mut().zip(words) {
+            *out = f32::from_bits(u32::from(u16::from_le_bytes(*word)) << 16);
+        }
+        out
     }
-    #[inline(always)]
+    #[inline]
     fn load_e4m3(self, from: &[u8; LANES], scale: Self::F) -> Self::F {
-        std::array::from_fn(|i| e4m3_bits(from[i]) * scale[i])
+        let mut out = scale;
+        for (out, &code) in out.iter_mut().zip(from) {
+            *out *= e4m3_bits(code);
+        }
+        out
     }
-    #[inline(always)]
+    #[inline]
     fn e4m3_scale(self, scale: f32) -> Self::F {
         [scale * E4M3_EXPONENT_SHIFT; LANES]
     }
-    #[inline(always)]
+    #[inline]
     fn load_e2m1(self, from: &[u8; LANES / 2], table: Self::F) -> Self::F {
-        std::array::from_fn(|i| table[usize::from(from[i / 2] >> (4 * (i % 2)) & 0xf)])
+        let mut out = [0.0; LANES];
+        let (pairs, _) = out.as_chunks_mut::<2>();
+        for (pair, &code) in pairs.iter_mut().zip(from) {
+            *pair = [table[usize::from(code & 0xf)], table[usize::from(code >> 4)]];
+        }
+        out
     }
-    #[inline(always)]
+    #[inline]
     fn e2m1_table(self, scale: f32) -> Self::F {
-        crate::quant::E2M1.map(|value| value * scale)
+        map(crate::quant::E2M1, |value| value * scale)
     }
-    #[inline(always)]
+    #[inline]
     fn sum(self, a: Self::F) -> f32 {
         let mut lanes = a;
         let mut half = LANES / 2;
