@@ -24,6 +24,8 @@ mod tests;
 
 static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
+/// What the URL of a database begins with.
+const SCHEME: &str = "sqlite:";
 /// Connections to the database. Checks are cached and everything else is rare.
 const CONNECTIONS_MAX: u32 = 4;
 /// How long a writer waits for another process that holds the database.
@@ -109,8 +111,13 @@ impl KeyStore {
     /// # Errors
     /// [`Error::Url`], or [`Error::Open`] when the file is corrupt, read-only, not a database, or the disk is full.
     pub async fn open(url: &str) -> Result<Self, Error> {
-        let options = SqliteConnectOptions::from_str(url)
-            .map_err(|source| Error::Url { url: url.to_owned(), source })?;
+        // Without the scheme, sqlx would take anything for the name of a file.
+        let options = if url.starts_with(SCHEME) {
+            SqliteConnectOptions::from_str(url)
+        } else {
+            Err(sqlx::Error::Configuration(format!("it does not begin with {SCHEME}").into()))
+        };
+        let options = options.map_err(|source| Error::Url { url: url.to_owned(), source })?;
         Self::open_with(url, options).await
     }
 

@@ -16,12 +16,12 @@ pub mod error;
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -74,14 +74,13 @@ pub fn router(context: Context) -> Router {
 
 async fn authenticate(
     State(context): State<Context>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Result<Response, Error> {
     let header = request.headers().get(AUTHORIZATION).ok_or(Error::MissingKey)?;
     let bearer = bearer(header.as_bytes()).ok_or(Error::MissingKey)?;
     let account = context.keys.check(bearer).await?.ok_or(Error::WrongKey)?;
     tracing::Span::current().record("key.id", account.key_id);
-    request.extensions_mut().insert(account);
     Ok(next.run(request).await)
 }
 
@@ -115,6 +114,3 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     tracing::error!(panic = message, "a request handler panicked");
     Error::Panicked.into_response()
 }
-
-/// The client's account, put there by [`authenticate`].
-pub type ClientAccount = Extension<crate::auth::Account>;

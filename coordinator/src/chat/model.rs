@@ -334,7 +334,12 @@ fn check(
             return Err(Mismatch::SpecialId { token, id, field, expected });
         }
     }
-    match every_utf8_byte().find(|char| !survives(*char, tokenizer, prompt_tokenizer)) {
+    let survives = |text: &str| survives(text, tokenizer, prompt_tokenizer);
+    // All at once, which is quick; one by one only to name the culprit.
+    if survives(&every_utf8_byte().collect::<String>()) {
+        return Ok(());
+    }
+    match every_utf8_byte().find(|char| !survives(char.encode_utf8(&mut [0; 4]))) {
         Some(char) => Err(Mismatch::Lossy(char)),
         None => Ok(()),
     }
@@ -349,8 +354,7 @@ fn every_utf8_byte() -> impl Iterator<Item = char> {
     short.chain(['\u{800}']).chain(three).chain(four)
 }
 
-fn survives(char: char, tokenizer: &Tokenizer, prompt_tokenizer: &PromptTokenizer) -> bool {
-    let text = char.to_string();
-    let ids = prompt_tokenizer.encode_ids(&text, &[]);
+fn survives(text: &str, tokenizer: &Tokenizer, prompt_tokenizer: &PromptTokenizer) -> bool {
+    let ids = prompt_tokenizer.encode_ids(text, &[]);
     ids.is_ok_and(|ids| tokenizer.decode(&ids, false).is_ok_and(|decoded| decoded == text))
 }

@@ -265,9 +265,9 @@ impl Invalid {
     pub(super) fn from_detail(detail: String) -> Self {
         let param = quoted_after(&detail, "Invalid '", '\'')
             .or_else(|| {
-                // "Invalid top_p value, …" and "Invalid top_logprobs and logprobs value, …"
-                let rest = detail.strip_prefix("Invalid ")?;
-                rest.split(' ').next().filter(|_| rest.contains(" value, "))
+                // "Invalid n value (…)" and "Invalid top_logprobs and logprobs value, …"
+                let (name, rest) = detail.strip_prefix("Invalid ")?.split_once(' ')?;
+                (rest.starts_with("value") || rest.starts_with("and ")).then_some(name)
             })
             .or_else(|| {
                 MENTIONS.iter().find(|(text, _)| detail.contains(text)).map(|(_, param)| *param)

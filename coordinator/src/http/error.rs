@@ -192,11 +192,12 @@ fn chat_answer(error: &chat::Error) -> Answer {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let Answer { status, code, retry_after, .. } = self.answer();
+        let Answer { status, code, retry_after, param, .. } = self.answer();
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(error.type = code, error = %Chain(&self), "request failed");
         } else {
-            tracing::debug!(error.type = code, error = %Chain(&self), "request refused");
+            // Not the message: it may quote the request.
+            tracing::debug!(error.type = code, error.param = param, "request refused");
         }
         let mut response = (status, Json(self.body())).into_response();
         let headers = response.headers_mut();

@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 use crate::metric_definitions as names;
 
+#[cfg(test)]
+mod tests;
+
 /// Header and gRPC metadata that carry the request id, both ways.
 pub(crate) const REQUEST_ID: &str = "x-request-id";
 /// Header with the time that the server took until its response began, in milliseconds.

@@ -24,7 +24,7 @@ use crate::chat::internal;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Data of the last event of a complete answer.
 const DONE: &str = "[DONE]";
-/// A space after the colon, as browsers send and every client accepts.
+/// Type of a stream of events, with the only encoding that it may have.
 const CONTENT_TYPE_SSE: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
 
 /// The response that streams an answer. Dropping it cancels the sequence.

@@ -1,1 +1,182 @@
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
+use super::*;
+use crate::options::{Limits, Secret};
+use crate::testing::{self, KEY, ModelDir};
+
+struct Setup {
+    model: ModelDir,
+    data: tempfile::TempDir,
+}
+
+impl Setup {
+    fn new() -> Self {
+        Self { model: ModelDir::new(), data: tempfile::tempdir().unwrap() }
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            http: ([127, 0, 0, 1], 0).into(),
+            grpc: ([127, 0, 0, 1], 0).into(),
+            data_dir: self.data.path().join("new"),
+            database_url: None,
+            models: vec![self.model.options()],
+            bootstrap_key: Some(Secret::new(KEY)),
+            limits: Limits::default(),
+            metrics: testing::metrics(),
+        }
+    }
+}
+
+/// One request over a connection of its own; status line and body.
+async fn get(address: SocketAddr, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn both_ports_answer_before_a_worker_came_and_stop_when_told() {
+    let setup = Setup::new();
+    let bound = Coordinator::bind(setup.options()).await.unwrap();
+    let (http, grpc) = (bound.http_addr(), bound.grpc_addr());
+    assert_ne!(http.port(), 0);
+    assert_eq!(bound.statuses()[0].0, testing::MODEL);
+    assert!(bound.keys().check(KEY).await.unwrap().is_some());
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(bound.serve(shutdown.clone()));
+
+    assert_eq!(get(http, "/health/live").await.0, "HTTP/1.1 200 OK");
+    let (status, body) = get(http, "/health/ready").await;
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert!(body.contains("no worker has registered"), "{body}");
+    assert!(get(http, "/v1/models").await.1.contains("\"id\":\"tiny\""));
+
+    // An idle connection must not hold up the end.
+    let _idle = TcpStream::connect(http).await.unwrap();
+    let mut health = health_client(grpc).await;
+    for service in ["", "switchyard.v1.Inference"] {
+        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+        let status = health.check(request).await.unwrap().into_inner().status();
+        assert_eq!(status, tonic_health::pb::health_check_response::ServingStatus::NotServing);
+    }
+    let unknown = tonic_health::pb::HealthCheckRequest { service: "nobody".to_owned() };
+    assert_eq!(health.check(unknown).await.unwrap_err().code(), tonic::Code::NotFound);
+    drop(health);
+
+    shutdown.cancel();
+    serving.await.unwrap().unwrap();
+    assert!(TcpStream::connect(http).await.is_err());
+    assert!(TcpStream::connect(grpc).await.is_err());
+}
+
+async fn health_client(
+    address: SocketAddr,
+) -> tonic_health::pb::health_client::HealthClient<tonic::transport::Channel> {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+    tonic_health::pb::health_client::HealthClient::new(endpoint.connect().await.unwrap())
+}
+
+#[tokio::test]
+async fn what_cannot_be_used_is_named_and_nothing_is_left_half_started() {
+    type Spoil = fn(&mut Options, &Setup);
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = taken.local_addr().unwrap();
+    let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let in_use = _listener.local_addr().unwrap();
+    assert_ne!(taken, in_use);
+    let cases: [(Spoil, &[&str]); 6] = [
+        (|options, _| options.models.clear(), &["there is no model to serve"]),
+        (
+            |options, _| options.models.push(options.models[0].clone()),
+            &["model tiny is configured twice"],
+        ),
+        (|options, _| options.models[0].dir.push("nowhere"), &["cannot read", "config.json"]),
+        (
+            |options, setup| {
+                let file = setup.data.path().join("file");
+                std::fs::write(&file, "").unwrap();
+                options.data_dir = file.join("below");
+            },
+            &["cannot create the data folder", "file/below"],
+        ),
+        (
+            |options, setup| {
+                let file = setup.data.path().join("corrupt.db");
+                std::fs::write(&file, "no database at all, but long enough".repeat(100)).unwrap();
+                options.database_url = Some(format!("sqlite://{}", file.display()));
+            },
+            &["cannot use the key database", "corrupt.db", "file is not a database"],
+        ),
+        (
+            |options, _| options.bootstrap_key = Some(Secret::new("short")),
+            &["the key must have 8 to 256 characters"],
+        ),
+    ];
+    for (spoil, expect) in cases {
+        let setup = Setup::new();
+        let mut options = setup.options();
+        spoil(&mut options, &setup);
+        let error = Coordinator::bind(options).await.expect_err(expect[0]).to_string();
+        assert!(expect.iter().all(|expect| error.contains(expect)), "{error}");
+    }
+    for (api, name) in [(0, "HTTP"), (1, "gRPC")] {
+        let setup = Setup::new();
+        let mut options = setup.options();
+        *[&mut options.http, &mut options.grpc][api] = in_use;
+        let error = Coordinator::bind(options).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("cannot listen on {in_use} for {name}")), "{error}");
+        assert!(error.contains("in use"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn reflection_lists_all_services_in_both_versions() {
+    use tonic_reflection::pb::{v1, v1alpha};
+    let setup = Setup::new();
+    let bound = Coordinator::bind(setup.options()).await.unwrap();
+    let address = format!("http://{}", bound.grpc_addr());
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(bound.serve(shutdown.clone()));
+    let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+
+    let request = v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(
+            String::new(),
+        )),
+    };
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
+    let requests = tokio_stream::once(request);
+    let mut answers = client.server_reflection_info(requests).await.unwrap().into_inner();
+    let answer = format!("{:?}", answers.message().await.unwrap().unwrap());
+    for service in
+        ["switchyard.v1.Inference", "switchyard.cluster.v1.Cluster", "grpc.health.v1.Health"]
+    {
+        assert!(answer.contains(service), "{service} is not in {answer}");
+    }
+    let request = v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(
+            v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
+                "switchyard.v1.ChatRequest".into(),
+            ),
+        ),
+    };
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let requests = tokio_stream::once(request);
+    let mut answers = client.server_reflection_info(requests).await.unwrap().into_inner();
+    let answer = format!("{:?}", answers.message().await.unwrap().unwrap());
+    assert!(answer.contains("FileDescriptorResponse"), "{answer}");
+    drop(client);
+    shutdown.cancel();
+    serving.await.unwrap().unwrap();
+}

@@ -1,0 +1,98 @@
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use axum::body::Body;
+use axum::http::Request as HttpRequest;
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use serde_json::json;
+use tower::ServiceExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use super::*;
+use crate::testing::{self, Fixture, KEY, MODEL};
+
+#[test]
+fn a_request_joins_the_trace_of_its_caller() {
+    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+    let tracer = SdkTracerProvider::builder().build().tracer("test");
+    let layer = tracing_opentelemetry::layer().with_tracer(tracer);
+    let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+    let trace_of = |traceparent: Option<&'static str>| {
+        let mut headers = HeaderMap::new();
+        if let Some(traceparent) = traceparent {
+            headers.insert("traceparent", HeaderValue::from_static(traceparent));
+        }
+        let context = request_span("http.request", &headers).context();
+        context.span().span_context().trace_id().to_string()
+    };
+    let caller = "0af7651916cd43dd8448eb211c80319c";
+    let joined = trace_of(Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+    assert_eq!(joined, caller);
+    for traceparent in [None, Some("00-nonsense-01")] {
+        let own = trace_of(traceparent);
+        assert_ne!(own, caller);
+        assert_ne!(own, "0".repeat(32));
+    }
+}
+
+/// Everything that is logged, at every level.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn logs_say_what_happened_but_never_what_was_said() {
+    let fixture = Fixture::new().await;
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
+    let _default = tracing::subscriber::set_default(subscriber);
+    fixture.engine.answer(&testing::ids("whispered"));
+    let good = json!([{ "role": "user", "content": "confidential" }]);
+    for messages in [good, json!("confidential")] {
+        let body = json!({ "model": MODEL, "temperature": 0.5, "messages": messages });
+        let request = HttpRequest::post("/v1/chat/completions")
+            .header("authorization", format!("Bearer {KEY}"))
+            .header("x-request-id", "my-request")
+            .body(Body::from(body.to_string()))
+            .unwrap();
+        let router = crate::http::router(fixture.context.clone());
+        let response = router.oneshot(request).await.unwrap();
+        axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    }
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for said in ["confidential", "whispered", KEY] {
+        assert!(!log.contains(said), "{said} is in the log:\n{log}");
+    }
+    for noted in [
+        "request.id=\"my-request\"",
+        "gen_ai.request.model=\"tiny\"",
+        "gen_ai.request.temperature=0.5",
+        "gen_ai.usage.input_tokens=16",
+        "gen_ai.usage.output_tokens=9",
+        "http.route=\"/v1/chat/completions\"",
+        "chat.render",
+        "admission",
+        "engine.submit",
+        "status=200",
+        "status=400",
+    ] {
+        assert!(log.contains(noted), "{noted} is not in the log:\n{log}");
+    }
+}
