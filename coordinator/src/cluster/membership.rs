@@ -115,6 +115,8 @@ pub struct Membership {
     state: watch::Sender<State>,
     model: ModelId,
     numerics: &'static str,
+    /// Whether the group was started with a checkpoint to expect.
+    is_expected: bool,
 }
 
 /// The members, and what they have agreed on.
@@ -122,9 +124,10 @@ pub struct Membership {
 struct State {
     members: Members,
     last_id: WorkerId,
-    /// The checkpoint that all workers must have, and who says so. Kept when that one leaves: sequences may be
-    /// under way that its peers will go on with.
+    /// The checkpoint that all workers must have, and who says so.
     checkpoint: Option<(String, String)>,
+    /// Whether `checkpoint` outlives the members: sequences are under way that only its likes can go on with.
+    is_pinned: bool,
     stopping: bool,
 }
 
@@ -150,6 +153,7 @@ impl Membership {
     pub(super) fn new(options: &ModelGroupOptions) -> Self {
         let expected = options.checkpoint_fingerprint.clone();
         let state = State {
+            is_pinned: expected.is_some(),
             members: Members::new(),
             last_id: WorkerId(0),
             checkpoint: expected.map(|fingerprint| (fingerprint, "the coordinator".to_owned())),
@@ -159,6 +163,7 @@ impl Membership {
             state: watch::Sender::new(state),
             model: options.model.clone(),
             numerics: options.numerics.as_str(),
+            is_expected: options.checkpoint_fingerprint.is_some(),
         }
     }
 
@@ -243,6 +248,23 @@ impl Membership {
         Ok(())
     }
 
+    /// Keeps to the present members' checkpoint, even when all of them leave.
+    pub(super) fn pin_checkpoint(&self) {
+        self.state.send_if_modified(|state| {
+            state.is_pinned = true;
+            false
+        });
+    }
+
+    /// Lets the next members bring another checkpoint, unless the group was started with one.
+    pub(super) fn unpin_checkpoint(&self) {
+        self.state.send_if_modified(|state| {
+            state.is_pinned = self.is_expected;
+            state.forget_checkpoint();
+            false
+        });
+    }
+
     /// The members now.
     #[must_use]
     pub fn members(&self) -> Members {
@@ -281,6 +303,7 @@ impl Membership {
         let mut removed = None;
         self.state.send_if_modified(|state| {
             removed = state.members.remove(&id);
+            state.forget_checkpoint();
             removed.is_some()
         });
         if let Some(member) = &removed {
@@ -288,6 +311,16 @@ impl Membership {
             member.gone.cancel();
         }
         removed
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn forget_checkpoint(&mut self) {
+        if self.members.is_empty() && !self.is_pinned {
+            self.checkpoint = None;
+        }
     }
 }
 

@@ -96,7 +96,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             probe: Duration::from_secs(2),
-            load_silence: Duration::from_secs(120),
+            load_silence: Duration::from_secs(60),
             form: Duration::from_secs(15),
             step: Duration::from_secs(30),
             rejoin_grace: Duration::from_secs(2),

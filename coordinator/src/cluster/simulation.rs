@@ -38,6 +38,9 @@ pub(crate) use rank::answer;
 /// How long a simulated rank waits for its peers in a step.
 const COLLECTIVE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a silent connection lives, as the real one's keep-alive has it.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
 /// A small model's configuration; the simulation uses only its counts.
 pub(crate) fn config() -> Arc<ModelConfig> {
     let text = include_str!("../../../fixtures/micro/q/config.json");
@@ -156,7 +159,8 @@ impl Simulation {
         let waited =
             timeout(Duration::from_secs(3_600), status.wait_for(|status| wanted(&status.phase)));
         if !waited.await.is_ok_and(|status| status.is_ok()) {
-            panic!("the group stays in {:?}", self.handle.status());
+            let status = self.handle.status();
+            panic!("the group stays in {status:?}");
         }
     }
 
@@ -255,12 +259,10 @@ impl SimWorker {
         tokio::select! {
             biased;
             () = self.dead.cancelled() => Err(Error::Lost("connection reset".to_owned())),
-            () = async {
-                if self.hung.is_cancelled() {
-                    std::future::pending::<()>().await;
-                }
-                sleep(Duration::from_millis(time)).await;
-            } => Ok(()),
+            () = async { self.hung.cancelled().then(|()| sleep(KEEP_ALIVE)).await } => {
+                Err(Error::Lost("keep-alive timed out".to_owned()))
+            }
+            () = sleep(Duration::from_millis(time)), if !self.hung.is_cancelled() => Ok(()),
         }
     }
 

@@ -160,6 +160,7 @@ impl Supervisor {
         let waited = self.timeouts.recovery.as_secs();
         let reason = format!("{reason}; not recovered within {waited} s");
         self.remote.command(Command::FailAll { reason }).await;
+        self.membership.unpin_checkpoint();
         *outage = Outage::before_first();
     }
 
@@ -220,6 +221,7 @@ impl Supervisor {
 
     /// Lets the engine use `group` until it ends.
     async fn serve(&mut self, cohort: &Cohort, group: Group) -> End {
+        self.membership.pin_checkpoint();
         self.remote.command(Command::Serve(group)).await;
         tokio::select! {
             biased;

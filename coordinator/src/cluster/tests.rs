@@ -105,6 +105,28 @@ async fn a_worker_that_differs_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_checkpoint_counts_until_everybody_has_left() {
+    let simulation = Simulation::start(12, group_options());
+    let first = simulation.start_worker(WorkerOptions::new(2)).await;
+    let mut info = first.info.clone();
+    "beef".clone_into(&mut info.checkpoint_fingerprint);
+    assert!(simulation.registrar.register(Request::new(info.clone())).await.is_err());
+    let alone = |phase: &Phase| *phase == Phase::WaitingForWorkers { have: 1, want: Some(2) };
+    simulation.reaches(alone).await;
+    first.kill();
+    let nobody = |phase: &Phase| *phase == Phase::WaitingForWorkers { have: 0, want: None };
+    simulation.reaches(nobody).await;
+    let lease = simulation.registrar.register(Request::new(info.clone())).await;
+    drop(lease.unwrap());
+    // Once a group has served, its sequences need the same weights to go on.
+    let second = simulation.start_worker(WorkerOptions::new(1)).await;
+    simulation.is_ready().await;
+    second.kill();
+    simulation.reaches(|phase| matches!(phase, Phase::Unavailable { .. })).await;
+    assert!(simulation.registrar.register(Request::new(info)).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn survivors_go_on_and_a_late_worker_joins() {
     let simulation = Simulation::start(3, group_options());
     let first = simulation.start_worker(WorkerOptions::new(2)).await;
@@ -248,8 +270,6 @@ async fn shutdown_fails_what_does_not_finish_in_time() {
     let refused = simulation.handle.submit(request.clone()).await;
     assert!(matches!(refused, Err(SubmitError::TooLong { .. })), "{refused:?}");
     let max_tokens = simulation.handle.status().max_model_len as u32 - 40;
-    let mut options = WorkerOptions::new(1);
-    options.slowness = 1;
     let request = engine::request::GenerateRequest { max_tokens, ..request };
     let generation = simulation.handle.submit(request).await.unwrap();
     sleep(Duration::from_millis(50)).await;
@@ -271,7 +291,8 @@ async fn an_idle_group_sleeps() {
     serves(&simulation, vec![1, 2]).await;
     sleep(Duration::from_secs(1)).await;
     // The engine publishes its status whenever it has been awake.
-    let watch = simulation.handle.watch();
+    let mut watch = simulation.handle.watch();
+    watch.borrow_and_update();
     sleep(Duration::from_secs(3_600)).await;
     assert!(!watch.has_changed().unwrap());
 }

@@ -39,7 +39,10 @@ fn a_small_pool_lowers_the_longest_sequence() {
 
 #[test]
 fn the_models_own_limit_holds() {
-    let options = options(|cache| cache.max_model_len = Some(usize::MAX));
+    let options = options(|cache| {
+        cache.max_model_len = Some(usize::MAX);
+        cache.kv_cache_bytes = 1 << 40;
+    });
     let limits = resolve(&options).unwrap();
     assert_eq!(limits.max_model_len, options.config.max_position_embeddings);
 }

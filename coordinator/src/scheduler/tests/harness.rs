@@ -138,17 +138,21 @@ impl Harness {
                 self.reset(0);
             }
             Op::Form(world_size) => {
-                self.events.push(Event::GroupFormed { world_size });
-                self.reset(world_size);
+                self.form(world_size);
             }
         }
     }
 
+    pub(super) fn form(&mut self, world_size: usize) -> StepPlan {
+        self.events.push(Event::GroupFormed { world_size });
+        self.reset(world_size)
+    }
+
     /// The group changes: the scheduler hears of it before anything else can happen to its steps.
-    fn reset(&mut self, world_size: usize) {
+    fn reset(&mut self, world_size: usize) -> StepPlan {
         self.in_flight.clear();
         self.ranks = (0..world_size).map(|_| SimRank::default()).collect();
-        self.step();
+        self.step()
     }
 
     pub(super) fn submit(&mut self, prompt: usize, max: usize) -> SequenceId {
