@@ -16,6 +16,7 @@ use crate::config::Invalid;
 
 /// Logging and tracing, the same for every command.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Logs and traces")]
 pub(crate) struct Args {
     /// What is logged: a level, or directives such as `info,switchyard_worker=debug`.
     #[arg(long, global = true, env = "SWITCHYARD_LOG", value_name = "FILTER")]

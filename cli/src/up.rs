@@ -127,6 +127,7 @@ pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<Exi
         models: models.iter().map(|model| model.id.as_str()).collect(),
         workers: args.workers,
         ready_after: Duration::ZERO,
+        program: banner::program_to_type(),
         is_default: args.http == DEFAULT_HTTP && args.data.is_none() && dev_key.is_some(),
     };
     let specs = worker_specs(&args, &models, &bound, log)?;
@@ -276,6 +277,8 @@ impl Cluster {
 
     /// Lets running streams finish, then ends the workers. A second signal ends the wait.
     async fn end(mut self, end: End) -> anyhow::Result<ExitCode> {
+        // The coordinator asks the workers to go once they have nothing left to do.
+        self.supervisor.retire();
         if !matches!(end, End::Coordinator(_)) {
             if matches!(end, End::Signal) {
                 self.screen
@@ -291,7 +294,7 @@ impl Cluster {
         self.supervisor.stop(|name, line| screen.note(format_args!("{name}: {line}"))).await;
         match end {
             End::Signal => Ok(ExitCode::SUCCESS),
-            End::Worker(exit) => bail!("{} cannot be kept running: {}", exit.name, exit.cause),
+            End::Worker(exit) => bail!("{} ended: {}", exit.name, exit.cause),
             End::Coordinator(error) => Err(error),
         }
     }

@@ -8,6 +8,7 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 def ask(client, server, **options):
     options = {"temperature": 0, "max_tokens": 24} | options
+    options.setdefault("extra_body", {"thinking": {"type": "disabled"}})
     return client.chat.completions.create(model=server.model, messages=QUESTION, **options)
 
 
@@ -37,7 +38,7 @@ def test_a_streamed_answer_is_the_same_text(client, server):
     assert text == whole.message.content
     reasons = [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason]
     assert reasons == [whole.finish_reason]
-    assert all(chunk.usage is None for chunk in chunks)
+    assert all(chunk.choices for chunk in chunks), "the chunk of include_usage, though not asked for"
 
 
 def test_include_usage_adds_one_last_chunk(client, server):
@@ -47,6 +48,16 @@ def test_include_usage_adds_one_last_chunk(client, server):
     assert chunks[-1].usage.completion_tokens == usage.completion_tokens
     assert chunks[-1].usage.prompt_tokens == usage.prompt_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_reasoning_comes_apart_from_the_answer(client, server):
+    options = {"max_tokens": 200, "extra_body": {"thinking": {"type": "enabled"}}}
+    whole = ask(client, server, **options).choices[0].message
+    assert whole.content and whole.reasoning_content
+    deltas = [c.choices[0].delta for c in ask(client, server, stream=True, **options) if c.choices]
+    reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+    assert reasoning == whole.reasoning_content
+    assert "".join(delta.content or "" for delta in deltas) == whole.content
 
 
 def test_max_tokens_ends_with_length(client, server):

@@ -19,6 +19,8 @@ pub(super) struct Banner<'a> {
     pub(super) workers: usize,
     /// From the start of the process until every model was ready.
     pub(super) ready_after: Duration,
+    /// What the reader types to run this program.
+    pub(super) program: String,
     /// Whether a plain `switchyard chat` finds server and key by itself.
     pub(super) is_default: bool,
 }
@@ -47,9 +49,9 @@ impl fmt::Display for Banner<'_> {
             "    -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What are you?\"}}]}}'\n"
         )?;
         if self.is_default {
-            writeln!(f, "  switchyard chat\n")?;
+            writeln!(f, "  {} chat\n", self.program)?;
         } else {
-            writeln!(f, "  switchyard chat --url {url} --api-key {shell_key}\n")?;
+            writeln!(f, "  {} chat --url {url} --api-key {shell_key}\n", self.program)?;
         }
         write!(f, "Ctrl-C stops the coordinator and its workers.")
     }
@@ -65,6 +67,18 @@ pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
         });
     }
     address
+}
+
+/// How a reader in the current directory runs this program: its name when the shell finds it, else its path.
+pub(super) fn program_to_type() -> String {
+    let name = env!("CARGO_BIN_NAME");
+    let Ok(program) = std::env::current_exe() else { return name.to_owned() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join(name) == program) {
+        return name.to_owned();
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    program.strip_prefix(here).unwrap_or(&program).display().to_string()
 }
 
 fn write_box(f: &mut fmt::Formatter<'_>, rows: &[String]) -> fmt::Result {

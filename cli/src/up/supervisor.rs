@@ -70,8 +70,17 @@ pub(super) struct Exit {
 #[derive(Debug)]
 pub(super) struct Supervisor {
     tasks: JoinSet<()>,
-    stop: CancellationToken,
+    orders: Orders,
     events: mpsc::Receiver<Event>,
+}
+
+/// What the workers are told, all of them at once.
+#[derive(Clone, Debug, Default)]
+struct Orders {
+    /// Nobody who ends is started again.
+    retire: CancellationToken,
+    /// All end.
+    stop: CancellationToken,
 }
 
 /// Pauses between restarts.
@@ -86,12 +95,12 @@ impl Supervisor {
     /// Starts all workers.
     pub(super) fn start(specs: Vec<Spec>) -> Self {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let stop = CancellationToken::new();
+        let orders = Orders::default();
         let mut tasks = JoinSet::new();
         for spec in specs {
-            tasks.spawn(supervise(spec, sender.clone(), stop.clone()));
+            tasks.spawn(supervise(spec, sender.clone(), orders.clone()));
         }
-        Self { tasks, stop, events }
+        Self { tasks, orders, events }
     }
 
     /// The next event; `None` once every worker has been given up.
@@ -99,9 +108,15 @@ impl Supervisor {
         self.events.recv().await
     }
 
+    /// From now on, workers that end are neither started again nor spoken of.
+    pub(super) fn retire(&self) {
+        self.orders.retire.cancel();
+    }
+
     /// Ends all workers; returns when none is left. What they write meanwhile is passed to `on_line`.
     pub(super) async fn stop(mut self, mut on_line: impl FnMut(&WorkerName, &str)) {
-        self.stop.cancel();
+        self.retire();
+        self.orders.stop.cancel();
         // The channel ends when the last task has dropped its sender.
         while let Some(event) = self.events.recv().await {
             match event {
@@ -113,18 +128,21 @@ impl Supervisor {
     }
 }
 
-/// Runs one worker until it is given up or `stop` is cancelled.
-async fn supervise(spec: Spec, events: mpsc::Sender<Event>, stop: CancellationToken) {
+/// Runs one worker until it is given up, retired or stopped.
+async fn supervise(spec: Spec, events: mpsc::Sender<Event>, orders: Orders) {
     let mut backoff = Backoff::default();
     loop {
         let started = Instant::now();
         let cause = match spawn(&spec) {
-            Ok(mut child) => match run_once(&spec, &mut child, &events, &stop).await {
+            Ok(mut child) => match run_once(&spec, &mut child, &events, &orders.stop).await {
                 Some(cause) => cause,
                 None => return,
             },
             Err(error) => format!("cannot start {}: {error}", spec.program.display()),
         };
+        if orders.retire.is_cancelled() {
+            return;
+        }
         let restart_in = backoff.next(started.elapsed());
         let exit = Exit { name: spec.name.clone(), cause, restart_in };
         if events.send(Event::Exited(exit)).await.is_err() {
@@ -133,7 +151,7 @@ async fn supervise(spec: Spec, events: mpsc::Sender<Event>, stop: CancellationTo
         let Some(pause) = restart_in else { return };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = stop.cancelled() => return,
+            () = orders.retire.cancelled() => return,
         }
     }
 }

@@ -88,7 +88,7 @@ async fn a_configuration_with_an_impossible_value() {
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
     config["num_experts_per_tok"] = serde_json::json!(1_000_000);
     std::fs::write(&path, config.to_string()).unwrap();
-    expect_refusal(model.path(), &["config.json", "num_experts_per_tok", "1000000"]).await;
+    expect_refusal(model.path(), &["config.json", "num_experts_per_tok"]).await;
 }
 
 #[tokio::test]

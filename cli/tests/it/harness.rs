@@ -258,11 +258,15 @@ pub(crate) fn http_client() -> reqwest::Client {
     reqwest::Client::builder().timeout(PATIENCE).build().unwrap()
 }
 
+/// What [`question`] asks.
+pub(crate) const QUESTION: &str = "What is the capital of France?";
+
 /// A short greedy question.
 pub(crate) fn question(max_tokens: u32) -> Value {
     json!({
         "model": "demo-flash",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": QUESTION}],
+        "thinking": {"type": "disabled"},
         "temperature": 0,
         "max_tokens": max_tokens,
     })

@@ -1,8 +1,10 @@
 //! The life of a cluster: it comes up, serves, survives, and leaves nothing behind.
 
 use serde_json::json;
+use switchyard_proto::inference::inference_client::InferenceClient;
+use switchyard_proto::inference::{ChatRequest, Message};
 
-use crate::harness::{Up, eventually, is_alive, question, signal};
+use crate::harness::{QUESTION, Up, eventually, is_alive, question, signal};
 
 #[tokio::test]
 async fn it_comes_up_serves_and_leaves_nothing() {
@@ -12,6 +14,41 @@ async fn it_comes_up_serves_and_leaves_nothing() {
     assert_eq!(up.get("/health/live").await.0, 200);
     assert_eq!(up.get("/health/ready").await.0, 200);
     assert!(up.get("/metrics").await.1.contains("switchyard_"));
+    up.stop().await;
+}
+
+#[tokio::test]
+async fn grpc_gives_the_same_answer() {
+    let up = Up::start(&[]).await;
+    let expected = up.answer().await;
+    let mut client = InferenceClient::connect(format!("http://{}", up.grpc)).await.unwrap();
+    let message =
+        Message { role: "user".to_owned(), content: QUESTION.to_owned(), ..Message::default() };
+    let chat = ChatRequest {
+        model: "demo-flash".to_owned(),
+        messages: vec![message],
+        temperature: Some(0.0),
+        max_tokens: Some(8),
+        thinking: Some(false),
+        ..ChatRequest::default()
+    };
+    let refusal = client.complete(chat.clone()).await.expect_err("no key");
+    assert_eq!(refusal.code(), tonic::Code::Unauthenticated);
+
+    let with_key = || {
+        let mut request = tonic::Request::new(chat.clone());
+        let bearer = format!("Bearer {}", up.key).parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        request
+    };
+    let whole = client.complete(with_key()).await.unwrap().into_inner();
+    assert_eq!(whole.message.unwrap().content, expected);
+    let mut stream = client.chat(with_key()).await.unwrap().into_inner();
+    let mut text = String::new();
+    while let Some(chunk) = stream.message().await.unwrap() {
+        text.push_str(&chunk.content);
+    }
+    assert_eq!(text, expected);
     up.stop().await;
 }
 

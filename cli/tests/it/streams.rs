@@ -20,6 +20,7 @@ fn requests() -> Vec<Value> {
             json!({
                 "model": "demo-flash",
                 "messages": [{"role": "user", "content": prompt}],
+                "thinking": {"type": if n % 5 == 0 { "enabled" } else { "disabled" }},
                 "temperature": if n % 2 == 0 { 0.0 } else { 1.0 },
                 "seed": n,
                 "max_tokens": 3 + n * 2,

@@ -57,3 +57,15 @@ async fn a_program_that_is_not_there_is_named() {
     let Some(Event::Exited(exit)) = supervisor.next_event().await else { panic!("no exit") };
     assert!(exit.cause.contains("/nowhere/switchyard"), "{}", exit.cause);
 }
+
+#[tokio::test]
+async fn a_retired_worker_that_ends_is_not_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("starts");
+    let script = script(&format!("echo x >> {}; echo up >&2; read line", log.display()));
+    let mut supervisor = Supervisor::start(vec![script]);
+    let Some(Event::Line(..)) = supervisor.next_event().await else { panic!("no line") };
+    supervisor.retire();
+    supervisor.stop(|_, _| {}).await;
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "x\n");
+}
