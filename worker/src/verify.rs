@@ -17,7 +17,7 @@ use crate::step::{ChunkTokens, SequenceChunk, StepBatch};
 use crate::weights::Checkpoint;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Longest wait for a rank of this process: as long as a big model's step may take on one thread.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -29,6 +29,8 @@ pub struct Options {
     pub numerics: Numerics,
     /// Ranks of the group, each a thread.
     pub num_workers: NonZeroUsize,
+    /// Threads of each rank.
+    pub num_threads: NonZeroUsize,
     /// The rank that the sequence lives on.
     pub owner: EpRank,
     /// Tokens of a prefill chunk; `None` for the whole prompt at once.
@@ -153,7 +155,7 @@ fn run_rank(
         placement,
         numerics: options.numerics,
         limits,
-        num_threads: NonZeroUsize::MIN,
+        num_threads: options.num_threads,
     };
     let mut model = RankModel::load(checkpoint, &load, &mut |_| {})?;
     let mut logits = Vec::new();

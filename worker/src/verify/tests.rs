@@ -34,6 +34,7 @@ fn options(num_workers: usize) -> Options {
     Options {
         numerics: Numerics::Exact,
         num_workers: NonZeroUsize::new(num_workers).unwrap(),
+        num_threads: NonZeroUsize::MIN,
         owner: EpRank(0),
         prefill_chunk: None,
         decode_from: None,
@@ -64,6 +65,9 @@ fn check(model: &Path, file: &Path, keys: &[&str], tolerance: f32) {
         let cut_logits = logits(&checkpoint, &ids, &cut).unwrap();
         assert_eq!(fingerprint(&cut_logits), fingerprint(&ours), "{cut:?}");
     }
+    let threads = Options { num_threads: NonZeroUsize::new(3).unwrap(), ..options(1) };
+    let thread_logits = logits(&checkpoint, &ids, &threads).unwrap();
+    assert_eq!(fingerprint(&thread_logits), fingerprint(&ours), "three threads");
     for num_workers in 2..=4 {
         let owner = EpRank(num_workers as u32 - 1);
         let group = Options { prefill_chunk: NonZeroUsize::new(16), owner, ..options(num_workers) };
