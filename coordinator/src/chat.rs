@@ -75,7 +75,7 @@ pub struct Chat {
     models: IndexMap<String, Arc<Served>>,
     admission: Admission,
     /// Rendering a long prompt keeps a core busy, so no more run at once than there are cores.
-    renderers: Semaphore,
+    renderers: Arc<Semaphore>,
 }
 
 /// Why a chat request gets no answer, or only part of one.
@@ -94,14 +94,17 @@ pub enum Error {
     },
     /// Prompt and answer do not fit the context.
     #[error(
-        "this model's maximum context length is {context_length} tokens, but the messages have {prompt_tokens} and \
-         max_tokens asks for {max_tokens}; shorten the messages or lower max_tokens"
+        "this model's maximum context length is {context_length} tokens, but the messages have {}{prompt_tokens} and \
+         max_tokens asks for {max_tokens}; shorten the messages or lower max_tokens",
+        if *.is_exact { "" } else { "at least " }
     )]
     ContextLength {
         /// Tokens of the longest sequence.
         context_length: u32,
         /// Tokens of the rendered prompt.
         prompt_tokens: usize,
+        /// Whether they were counted; a prompt far too long is not.
+        is_exact: bool,
         /// Tokens asked for, at least 1.
         max_tokens: u32,
     },
@@ -135,6 +138,12 @@ struct Prepared {
     conversation: ConversationRequest,
     prompt: Vec<u32>,
     max_tokens: u32,
+}
+
+/// Length of a prompt.
+enum PromptTokens {
+    AtLeast(usize),
+    Exactly(usize),
 }
 
 // === impl Served ===
@@ -190,7 +199,7 @@ impl Chat {
                 .map(|served| (served.model.id().to_owned(), Arc::new(served)))
                 .collect(),
             admission: Admission::new(in_flight_max),
-            renderers: Semaphore::new(cores),
+            renderers: Arc::new(Semaphore::new(cores)),
         }
     }
 
@@ -225,10 +234,7 @@ impl Chat {
     /// [`Error::UnknownModel`], [`Error::Internal`].
     pub async fn tokenize_text(&self, model: &str, text: String) -> Result<Vec<u32>, Error> {
         let served = Arc::clone(self.model(model)?);
-        let _turn = self.renderers.acquire().await.map_err(internal("waiting to tokenize"))?;
-        tokio::task::spawn_blocking(move || served.model.encode_text(&text))
-            .await
-            .map_err(internal("tokenizing"))?
+        self.render(move || served.model.encode_text(&text)).await
     }
 
     /// Checks, renders and submits a request. Returns once it is queued; dropping the answer cancels it.
@@ -284,13 +290,32 @@ impl Chat {
     async fn prepare(&self, served: &Arc<Served>, request: ChatRequest) -> Result<Prepared, Error> {
         let conversation =
             request.body.convert(conversion_options(&served.model)).map_err(conversion_error)?;
-        let _turn = self.renderers.acquire().await.map_err(internal("waiting to render"))?;
         let served = Arc::clone(served);
-        // Rendering megabytes takes longer than a task may keep its thread.
-        tokio::task::spawn_blocking(move || {
-            let prompt = served.model.encode(&conversation.conversation)?;
-            let max_tokens = max_tokens(&conversation, prompt.len(), served.context_length())?;
+        self.render(move || {
+            let context_length = served.context_length();
+            let rendered = served.model.render(&conversation.conversation);
+            // Counting the tokens of megabytes takes long; that they are too many can be plain before.
+            let tokens_min = served.model.tokens_min(&rendered);
+            max_tokens(&conversation, PromptTokens::AtLeast(tokens_min), context_length)?;
+            let prompt = served.model.encode(&rendered)?;
+            let prompt_tokens = PromptTokens::Exactly(prompt.len());
+            let max_tokens = max_tokens(&conversation, prompt_tokens, context_length)?;
             Ok(Prepared { conversation, prompt, max_tokens })
+        })
+        .await
+    }
+
+    /// Runs something that keeps a core busy for longer than a task may keep its thread. It keeps its turn even when the
+    /// client has gone, because it goes on, too.
+    async fn render<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let renderers = Arc::clone(&self.renderers);
+        let turn = renderers.acquire_owned().await.map_err(internal("waiting to render"))?;
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
         })
         .await
         .map_err(internal("rendering the prompt"))?
@@ -318,11 +343,15 @@ fn conversion_error(error: ConversionError) -> Error {
 /// Tokens that the answer may have: as asked for, else the family's default cut to what the context leaves.
 fn max_tokens(
     conversation: &ConversationRequest,
-    prompt_tokens: usize,
+    prompt_tokens: PromptTokens,
     context_length: u32,
 ) -> Result<u32, Error> {
     let max_tokens = conversation.inference_options.max_tokens.unwrap_or(1);
-    let too_long = || Error::ContextLength { context_length, prompt_tokens, max_tokens };
+    let (prompt_tokens, is_exact) = match prompt_tokens {
+        PromptTokens::AtLeast(tokens) => (tokens, false),
+        PromptTokens::Exactly(tokens) => (tokens, true),
+    };
+    let too_long = || Error::ContextLength { context_length, prompt_tokens, is_exact, max_tokens };
     let prompt = u32::try_from(prompt_tokens).map_err(|_| too_long())?;
     if prompt.checked_add(max_tokens).is_none_or(|total| total > context_length) {
         return Err(too_long());

@@ -18,6 +18,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::auth::{self, KeyStore};
 use crate::chat::model::Model;
+use crate::chat::usage::Chain;
 use crate::chat::{self, Chat, Served};
 use crate::cluster::{self, ModelGroupOptions};
 use crate::engine::status::GroupStatus;
@@ -172,23 +173,13 @@ impl Bound {
         let cluster_done = CancellationToken::new();
         let mut tasks = JoinSet::new();
         self.spawn(&mut tasks, &cluster_done)?;
-        let mut result = tokio::select! {
+        let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             result = early_end(&mut tasks) => result,
         };
         tracing::info!("draining");
         draining.cancel();
-        // The cluster bounds its own drain; what is left then is bytes to write.
-        tokio::select! {
-            () = cluster_done.cancelled() => {}
-            drained = join_all(&mut tasks) => result = result.and(drained),
-        }
-        match tokio::time::timeout(FLUSH_TIMEOUT, join_all(&mut tasks)).await {
-            Ok(flushed) => result = result.and(flushed),
-            Err(_) => tracing::warn!("some connections did not close in time and were cut"),
-        }
-        tasks.shutdown().await;
-        result
+        ended.and(drain(tasks, &cluster_done).await)
     }
 
     fn spawn(self, tasks: &mut Tasks, cluster_done: &CancellationToken) -> Result<(), Error> {
@@ -257,12 +248,31 @@ async fn early_end(tasks: &mut Tasks) -> Result<(), Error> {
     }
 }
 
-async fn join_all(tasks: &mut Tasks) -> Result<(), Error> {
+/// Waits until the cluster has drained, which it does in bounded time, then a little for bytes to be read.
+async fn drain(mut tasks: Tasks, cluster_done: &CancellationToken) -> Result<(), Error> {
     let mut result = Ok(());
-    while let Some(ended) = tasks.join_next().await {
-        result = result.and(ended.map_err(Error::Task).flatten());
+    tokio::select! {
+        () = cluster_done.cancelled() => {}
+        () = join_all(&mut tasks, &mut result) => {}
     }
+    let flushed = tokio::time::timeout(FLUSH_TIMEOUT, join_all(&mut tasks, &mut result)).await;
+    if flushed.is_err() {
+        tracing::warn!("some connections did not close in time and were cut");
+    }
+    tasks.shutdown().await;
     result
+}
+
+/// Waits for all tasks and keeps the first error.
+async fn join_all(tasks: &mut Tasks, result: &mut Result<(), Error>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended.map_err(Error::Task).flatten() {
+            tracing::error!(error = %Chain(&error), "a server task failed");
+            if result.is_ok() {
+                *result = Err(error);
+            }
+        }
+    }
 }
 
 fn reflection<'a>() -> tonic_reflection::server::Builder<'a> {

@@ -7,7 +7,9 @@ use std::time::UNIX_EPOCH;
 use deepseek_recipe_core::conversation::Conversation;
 use deepseek_recipe_core::special_tokens::SpecialToken;
 use deepseek_recipe_encoding::dsv4::DeepseekV4Encoding;
-use deepseek_recipe_encoding::{PromptEncoding as _, PromptTokenizer, TokenizerEncoder as _};
+use deepseek_recipe_encoding::{
+    PromptEncoding as _, PromptTokenizer, RenderedPrompt, TokenizerEncoder as _,
+};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use switchyard_moe::config::{self, ModelConfig};
@@ -44,7 +46,9 @@ pub struct Model {
     numerics: Numerics,
     system_fingerprint: String,
     tokenizer: Arc<Tokenizer>,
-    prompt_tokenizer: Arc<PromptTokenizer>,
+    prompt_tokenizer: PromptTokenizer,
+    /// Most bytes of text that one token stands for.
+    token_bytes_max: usize,
     encoding: DeepseekV4Encoding,
 }
 
@@ -155,7 +159,7 @@ impl Model {
         let config = ModelConfig::from_json(&String::from_utf8_lossy(&config_bytes))
             .map_err(|source| Error::Config { path: config_path.clone(), source })?;
         let tokenizer = load_tokenizer(&tokenizer_path, &tokenizer_bytes)?;
-        let prompt_tokenizer = Arc::new(PromptTokenizer::new(&tokenizer));
+        let prompt_tokenizer = PromptTokenizer::new(&tokenizer);
         check(&tokenizer, &prompt_tokenizer, &config)
             .map_err(|mismatch| Error::Tokenizer { path: tokenizer_path, mismatch })?;
         let generation = generation_config(&options.dir.join(GENERATION_CONFIG_FILE))?;
@@ -174,8 +178,9 @@ impl Model {
                 options.numerics,
             ),
             config,
+            token_bytes_max: token_bytes_max(&tokenizer),
             tokenizer: Arc::new(tokenizer),
-            encoding: DeepseekV4Encoding::new().with_tokenizer(Arc::clone(&prompt_tokenizer)),
+            encoding: DeepseekV4Encoding::new(),
             prompt_tokenizer,
         })
     }
@@ -234,12 +239,26 @@ impl Model {
         &self.tokenizer
     }
 
+    /// The text of a conversation, with its special tokens marked.
+    #[must_use]
+    pub fn render(&self, conversation: &Conversation) -> RenderedPrompt {
+        self.encoding.render_conversation(conversation)
+    }
+
+    /// Tokens that a rendered conversation has at least, without counting them.
+    #[must_use]
+    pub fn tokens_min(&self, rendered: &RenderedPrompt) -> usize {
+        rendered.prompt.len().div_ceil(self.token_bytes_max)
+    }
+
     /// Token ids of a rendered conversation, `[num_tokens]`.
     ///
     /// # Errors
     /// [`super::Error::Internal`]: the tokenizer was checked for every character and special token.
-    pub fn encode(&self, conversation: &Conversation) -> Result<Vec<u32>, super::Error> {
-        self.encoding.encode(conversation).map_err(super::internal("encoding the prompt"))
+    pub fn encode(&self, rendered: &RenderedPrompt) -> Result<Vec<u32>, super::Error> {
+        self.prompt_tokenizer
+            .encode_ids(&rendered.prompt, &rendered.special_ranges)
+            .map_err(super::internal("encoding the prompt"))
     }
 
     /// Token ids of plain text, in which special tokens are not recognised.
@@ -278,6 +297,12 @@ fn load_tokenizer(path: &Path, bytes: &[u8]) -> Result<Tokenizer, Error> {
     tokenizer.with_truncation(None).map_err(parse)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
+}
+
+/// A byte-level token has one character for each byte, and a special token stands for itself, so no token stands for more
+/// bytes than its spelling has.
+fn token_bytes_max(tokenizer: &Tokenizer) -> usize {
+    tokenizer.get_vocab(true).into_keys().map(|token| token.len()).max().unwrap_or(1).max(1)
 }
 
 fn generation_config(path: &Path) -> Result<GenerationConfig, Error> {
@@ -323,10 +348,12 @@ fn check(
     for special in SPECIAL_TOKENS {
         let token = special.default_str();
         let id = *added.get(token).ok_or(Mismatch::MissingSpecial(token))?;
-        let expected = match special {
-            SpecialToken::Bos => Some(("bos_token_id", config.bos_token_id)),
-            SpecialToken::Eos => Some(("eos_token_id", config.eos_token_id)),
-            _ => None,
+        let expected = if special == SpecialToken::Bos {
+            Some(("bos_token_id", config.bos_token_id))
+        } else if special == SpecialToken::Eos {
+            Some(("eos_token_id", config.eos_token_id))
+        } else {
+            None
         };
         if let Some((field, expected)) = expected
             && id != expected

@@ -55,11 +55,12 @@ fn number(name: &str, value: Option<f32>) -> Result<Option<Value>, Invalid> {
 
 /// Protobuf cannot tell an empty string or list from an absent one.
 fn non_empty(value: Value) -> Option<Value> {
-    match &value {
-        Value::String(text) if text.is_empty() => None,
-        Value::Array(values) if values.is_empty() => None,
-        _ => Some(value),
-    }
+    let is_empty = match &value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => false,
+    };
+    (!is_empty).then_some(value)
 }
 
 fn message_fields(message: Message) -> Value {

@@ -91,6 +91,7 @@ async fn prompts_and_answers_beyond_the_context_are_refused() {
         json!({ "max_tokens": u32::MAX }),
         json!({ "messages": prompt(most) }),
         json!({ "messages": prompt(100_000) }),
+        json!({ "messages": prompt(4_000_000) }),
         json!({ "messages": prompt(most - 5), "max_tokens": 6 }),
     ] {
         let answer = fixture.chat(&fields).await;
