@@ -10,8 +10,6 @@ const PREFIX: &str = "sk-sy-";
 const RANDOM_BYTES: usize = 24;
 /// Characters of a key that a list may show.
 const SHOWN_CHARS: usize = 10;
-/// Shortest key that an operator may choose.
-const CHOSEN_LEN_MIN: usize = 8;
 /// Longest key that an operator may choose.
 const CHOSEN_LEN_MAX: usize = 256;
 
@@ -33,8 +31,8 @@ impl PlaintextKey {
 
     /// Takes a key that someone chose or sent.
     pub(super) fn parse(key: &str) -> Result<Self, &'static str> {
-        if !(CHOSEN_LEN_MIN..=CHOSEN_LEN_MAX).contains(&key.len()) {
-            return Err("must have 8 to 256 characters");
+        if key.is_empty() || key.len() > CHOSEN_LEN_MAX {
+            return Err("must have 1 to 256 characters");
         }
         if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("must consist of visible ASCII characters");

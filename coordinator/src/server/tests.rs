@@ -116,8 +116,8 @@ async fn what_cannot_be_used_is_named_and_nothing_is_left_half_started() {
             &["cannot use the key database", "corrupt.db", "file is not a database"],
         ),
         (
-            |options, _| options.bootstrap_key = Some(Secret::new("short")),
-            &["the key must have 8 to 256 characters"],
+            |options, _| options.bootstrap_key = Some(Secret::new("two words")),
+            &["the key must consist of visible ASCII characters"],
         ),
     ];
     for (spoil, expect) in cases {
