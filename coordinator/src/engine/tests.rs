@@ -21,6 +21,9 @@ struct Fixture {
     engine: JoinHandle<()>,
 }
 
+/// Makes an output wrong.
+type Spoil = fn(&mut StepOutput);
+
 /// The other end of a rank's streams.
 struct Rank {
     batches: mpsc::Receiver<RankBatch>,
@@ -184,7 +187,7 @@ async fn a_slow_reader_holds_up_nobody_and_no_blocks() {
 
 #[tokio::test(start_paused = true)]
 async fn outputs_that_do_not_fit_their_batch_name_the_rank() {
-    let wrong: [(&str, fn(&mut StepOutput)); 5] = [
+    let wrong: [(&str, Spoil); 5] = [
         ("returned 0 samples instead of 1", |output| output.samples.clear()),
         ("for sequence 9 position 3 instead of", |output| output.samples[0].sequence_id = 9),
         ("for sequence 1 position 4 instead of", |output| output.samples[0].position = 4),
