@@ -5,38 +5,22 @@ Parameter names are the checkpoint's, except that a layer's routed experts are s
 numerics: bf16 at every cast point, e4m3 activations and KV, Hadamard + fp4 in the indexer.
 Shapes in brackets: B sequences, T tokens, N = B*T, D hidden, n streams, H heads, d head_dim.
 """
+
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quant import bf16_sim, fp4_act_sim, fp8_act_sim, hadamard, ste
+from moe import Moe
+from numerics import Numerics, Weight, linear, norm_weight
+from quant import fp4_act_sim, hadamard, ste
 
 MASKED = -1e30
 
 
-class Weight(nn.Module):
-    """One named tensor `weight` with its storage format (see quant.WEIGHT_SIM)."""
-
-    def __init__(self, shape, fmt, std):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(shape) * std if std else torch.ones(shape))
-        self.weight.fmt = fmt
-
-
-def linear(out_dim, in_dim, fmt, gain=1.0):
-    """A projection [out, in] with fan-in initialisation."""
-    return Weight((out_dim, in_dim), fmt, gain * in_dim ** -0.5)
-
-
-def norm_weight(dim):
-    """A norm weight [dim], initially one."""
-    return Weight((dim,), "bf16", None)
-
-
 def rope_table(cfg, compressed, length):
-    """cos, sin [length, rope_dim/2] of one layer kind; YaRN only for compressed layers (MODEL: no mscale)."""
+    """cos, sin [length, rope_dim/2] of one layer kind; YaRN, without mscale, only for compressed layers."""
     dim = cfg["qk_rope_head_dim"]
     base = cfg["compress_rope_theta"] if compressed else cfg["rope_theta"]
     freq = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
@@ -54,53 +38,19 @@ def rope_table(cfg, compressed, length):
     return angle.cos(), angle.sin()
 
 
-class Numerics:
-    """The cast points: identity in training warm-up, the served roundings when `official`."""
-
-    official = False
-
-    def cast(self, x):
-        return ste(x, bf16_sim) if self.official else x
-
-    def act(self, x):
-        """Input of an FP8 or FP4 projection."""
-        return ste(x, fp8_act_sim, 128) if self.official else x
-
-    def linear(self, x, w):
-        """Quantised projection of x [..., in]."""
-        return self.cast(F.linear(self.act(x), w))
-
-    def rms(self, x, w=None, eps=1e-6):
-        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-        return self.cast(y if w is None else y * w)
-
-    def rope(self, x, cos, sin):
-        """Rotate interleaved pairs of the last channels; cos, sin broadcast over x [..., rope_dim/2]."""
-        width = 2 * cos.shape[-1]
-        a, b = x[..., -width:].unflatten(-1, (-1, 2)).unbind(-1)
-        rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
-        return torch.cat((x[..., :-width], self.cast(rotated)), -1)
-
-    def kv(self, x, rope_dim):
-        """The KV cache's e4m3 round trip of the channels that carry no position."""
-        if not self.official:
-            return x
-        return torch.cat((ste(x[..., :-rope_dim], fp8_act_sim, 64), x[..., -rope_dim:]), -1)
-
-
 class HyperConnection(nn.Module):
-    """mHC coefficients of one sublayer (MODEL section 3)."""
+    """mHC coefficients of one sublayer."""
 
     def __init__(self, cfg, stream):
         super().__init__()
         n, width = cfg["hc_mult"], cfg["hc_mult"] * cfg["hidden_size"]
         self.n, self.iters, self.eps = n, cfg["hc_sinkhorn_iters"], cfg["hc_eps"]
         self.rms_eps = cfg["rms_norm_eps"]
-        self.fn = nn.Parameter(torch.randn(n * (n + 2), width) * 0.3 * width ** -0.5)
+        self.fn = nn.Parameter(torch.randn(n * (n + 2), width) * 0.3 * width**-0.5)
         base = torch.zeros(n * (n + 2))
         base[:n] = -1.0
         base[stream] = 1.0
-        base[2 * n:] = 3.0 * torch.eye(n).flatten()
+        base[2 * n :] = 3.0 * torch.eye(n).flatten()
         self.base = nn.Parameter(base)
         self.scale = nn.Parameter(torch.ones(3))
 
@@ -110,8 +60,8 @@ class HyperConnection(nn.Module):
         flat = h.flatten(-2)
         m = F.linear(flat, self.fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.rms_eps)
         pre = torch.sigmoid(m[:, :n] * self.scale[0] + self.base[:n]) + eps
-        post = 2 * torch.sigmoid(m[:, n:2 * n] * self.scale[1] + self.base[n:2 * n])
-        mix = (m[:, 2 * n:] * self.scale[2] + self.base[2 * n:]).unflatten(-1, (n, n)).softmax(-1) + eps
+        post = 2 * torch.sigmoid(m[:, n : 2 * n] * self.scale[1] + self.base[n : 2 * n])
+        mix = (m[:, 2 * n :] * self.scale[2] + self.base[2 * n :]).unflatten(-1, (n, n)).softmax(-1) + eps
         mix = mix / (mix.sum(-2, keepdim=True) + eps)
         for _ in range(self.iters - 1):
             mix = mix / (mix.sum(-1, keepdim=True) + eps)
@@ -133,7 +83,7 @@ def expand(num, y, h, post, mix):
 
 
 class Compressor(nn.Module):
-    """Pools blocks of `ratio` tokens into one entry (MODEL section 4.3)."""
+    """Pools blocks of `ratio` tokens into one entry."""
 
     def __init__(self, cfg, ratio, dim):
         super().__init__()
@@ -156,11 +106,11 @@ class Compressor(nn.Module):
             score = torch.cat((prev, score[..., dim:]), 2)
         entries = num.cast((score.softmax(2) * kv).sum(2))
         entries = num.rms(entries, self.norm.weight)
-        return num.rope(entries, cos[: x.shape[1]: ratio], sin[: x.shape[1]: ratio])
+        return num.rope(entries, cos[: x.shape[1] : ratio], sin[: x.shape[1] : ratio])
 
 
 class Indexer(nn.Module):
-    """Lightning indexer: scores compressed entries per query (MODEL section 4.4)."""
+    """Lightning indexer: scores compressed entries per query."""
 
     def __init__(self, cfg, ratio):
         super().__init__()
@@ -181,7 +131,7 @@ class Indexer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Sliding window plus compressed entries plus sink, one shared key-value head (MODEL section 4)."""
+    """Sliding window plus compressed entries plus sink, one shared key-value head."""
 
     def __init__(self, cfg, ratio):
         super().__init__()
@@ -229,7 +179,7 @@ class Attention(nn.Module):
             entries, visible, index_score = self.compressed(num, x, qr, cos, sin)
             keys = torch.cat((keys, entries), 1)
             mask = torch.cat((mask.expand(visible.shape[0], -1, -1), visible), 2)
-        logits = torch.einsum("bthd,bsd->bhts", q, keys) * self.dim ** -0.5
+        logits = torch.einsum("bthd,bsd->bhts", q, keys) * self.dim**-0.5
         logits = logits.masked_fill(~mask[:, None], MASKED)
         top = logits.detach().amax(-1, keepdim=True)
         weight = (logits - top).exp()
@@ -246,104 +196,10 @@ def index_loss(score, visible, weight, total):
     """Cross-entropy of the indexer's softmax against the attention mass of the entries it kept."""
     if score is None:
         return None
-    target = (weight / total)[..., -score.shape[-1]:].sum(1)
+    target = (weight / total)[..., -score.shape[-1] :].sum(1)
     target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
     log_prob = score.masked_fill(~visible, MASKED).log_softmax(-1)
     return -(target * log_prob.masked_fill(~visible, 0.0)).sum(-1).mean()
-
-
-class Experts(nn.Module):
-    """Routed experts of one layer, stacked: w1, w3 [E, I, D], w2 [E, D, I]."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        count, inner, hidden = cfg["n_routed_experts"], cfg["moe_intermediate_size"], cfg["hidden_size"]
-        for name, shape, gain in (("w1", (inner, hidden), 1.0), ("w3", (inner, hidden), 1.0), ("w2", (hidden, inner), 0.3)):
-            param = nn.Parameter(torch.randn(count, *shape) * gain * shape[1] ** -0.5)
-            param.fmt = "fp4"
-            setattr(self, name, param)
-
-
-class SharedExpert(nn.Module):
-    """The expert every token visits."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        inner, hidden = cfg["moe_intermediate_size"] * cfg["n_shared_experts"], cfg["hidden_size"]
-        self.w1, self.w3 = linear(inner, hidden, "fp8"), linear(inner, hidden, "fp8")
-        self.w2 = linear(hidden, inner, "fp8", 0.3)
-
-
-class Gate(nn.Module):
-    """Router: sqrt(softplus) scores; a token-id table on hash layers, biased top-k elsewhere."""
-
-    def __init__(self, cfg, layer):
-        super().__init__()
-        experts, self.topk = cfg["n_routed_experts"], cfg["num_experts_per_tok"]
-        self.scaling = cfg["routed_scaling_factor"]
-        self.weight = linear(experts, cfg["hidden_size"], "bf16").weight
-        self.hashed = layer < cfg["num_hash_layers"]
-        if self.hashed:
-            self.register_buffer("tid2eid", hash_table(cfg, layer))
-        else:
-            self.register_buffer("bias", torch.zeros(experts))
-            self.register_buffer("load", torch.zeros(experts), persistent=False)
-
-    def forward(self, x, ids):
-        """x [N, D], ids [N] -> experts [N, k], weights [N, k]."""
-        score = F.softplus(F.linear(x, self.weight)).sqrt()
-        if self.hashed:
-            chosen = self.tid2eid[ids]
-        else:
-            chosen = (score.detach() + self.bias).topk(self.topk, -1).indices
-        weight = score.gather(1, chosen)
-        return chosen, weight / weight.sum(-1, keepdim=True) * self.scaling
-
-    def rebalance(self, rate):
-        """Loss-free balancing: push the selection bias of busy experts down."""
-        if not self.hashed:
-            self.bias += rate * torch.sign(self.load.mean() - self.load)
-            self.load.zero_()
-
-
-def hash_table(cfg, layer):
-    """A fixed random table [vocab, k] of distinct experts per token."""
-    rng = torch.Generator().manual_seed(1000 + layer)
-    order = torch.rand(cfg["vocab_size"], cfg["n_routed_experts"], generator=rng).argsort(1)
-    return order[:, : cfg["num_experts_per_tok"]].contiguous()
-
-
-def swiglu(num, limit, x, w1, w3, w2, weight=None):
-    """Clamped SwiGLU; the routing weight multiplies before the down projection."""
-    gate = num.linear(x, w1).clamp(max=limit)
-    up = num.linear(x, w3).clamp(-limit, limit)
-    inner = F.silu(gate) * up
-    return num.linear(num.cast(inner if weight is None else inner * weight), w2)
-
-
-class Moe(nn.Module):
-    """Gate, routed experts, shared expert."""
-
-    def __init__(self, cfg, layer):
-        super().__init__()
-        self.limit = cfg["swiglu_limit"]
-        self.gate, self.experts, self.shared_experts = Gate(cfg, layer), Experts(cfg), SharedExpert(cfg)
-
-    def forward(self, num, x, ids):
-        """x [N, D], ids [N] -> [N, D]."""
-        chosen, weight = self.gate(x, ids)
-        shared, experts = self.shared_experts, self.experts
-        y = swiglu(num, self.limit, x, shared.w1.weight, shared.w3.weight, shared.w2.weight)
-        order = chosen.flatten().argsort(stable=True)
-        counts = chosen.flatten().bincount(minlength=experts.w1.shape[0])
-        if self.training and not self.gate.hashed:
-            self.gate.load += counts
-        token = order // chosen.shape[1]
-        rows = x.index_select(0, token).split(counts.tolist())
-        weights = weight.flatten().index_select(0, order).unsqueeze(-1).split(counts.tolist())
-        parts = [swiglu(num, self.limit, r, experts.w1[e], experts.w3[e], experts.w2[e], w)
-                 for e, (r, w) in enumerate(zip(rows, weights)) if len(r)]
-        return num.cast(y.index_add(0, token, torch.cat(parts)))
 
 
 class Block(nn.Module):
@@ -397,7 +253,9 @@ class Model(nn.Module):
             h, loss = block(self.num, h, flat, ids.shape[0], cos, sin)
             index_losses += [loss] if loss is not None else []
         rows = h.flatten(-2)
-        m = F.linear(rows, self.hc_head_fn) * torch.rsqrt(rows.square().mean(-1, keepdim=True) + self.cfg["rms_norm_eps"])
+        m = F.linear(rows, self.hc_head_fn) * torch.rsqrt(
+            rows.square().mean(-1, keepdim=True) + self.cfg["rms_norm_eps"]
+        )
         pre = torch.sigmoid(m * self.hc_head_scale + self.hc_head_base) + self.cfg["hc_eps"]
         x = self.num.rms(collapse(self.num, h, pre), self.norm.weight)
         return x, sum(index_losses)

@@ -3,6 +3,7 @@
 Every scale is a power of two (ue8m0). `*_quant` functions return exact grid values and scales,
 `*_sim` functions return the value that survives the round trip, `ste` makes one differentiable.
 """
+
 import torch
 
 E4M3_MAX = 448.0
@@ -10,7 +11,7 @@ E2M1_MAX = 6.0
 FP8_TILE = 128
 FP4_BLOCK = 32
 # ue8m0 has no zero: an all-zero block gets the scale of this amax.
-WEIGHT_AMAX_MIN = 2.0 ** -40
+WEIGHT_AMAX_MIN = 2.0**-40
 ACT_AMAX_MIN = 1e-4
 
 
@@ -22,7 +23,7 @@ def pow2_ceil(x):
 def round_e4m3(y):
     """Nearest-even onto e4m3 for |y| <= 448; the step is an eighth of the binade, at least 2**-9."""
     binade = (y.contiguous().view(torch.int32) & 0x7F800000).view(torch.float32)
-    step = binade.clamp_min(2.0 ** -6) * 0.125
+    step = binade.clamp_min(2.0**-6) * 0.125
     return torch.round(y / step) * step
 
 
@@ -44,7 +45,7 @@ def fp8_act_sim(x, block):
 def fp4_act_sim(x, block=FP4_BLOCK):
     """Dynamic e2m1 round trip per `block` channels of the last dimension (indexer queries and keys)."""
     xb = x.unflatten(-1, (-1, block))
-    amax = xb.abs().amax(-1, keepdim=True).clamp_min(6 * 2.0 ** -126)
+    amax = xb.abs().amax(-1, keepdim=True).clamp_min(6 * 2.0**-126)
     scale = pow2_ceil(amax * (1.0 / E2M1_MAX))
     return (round_e2m1((xb / scale).clamp(-E2M1_MAX, E2M1_MAX)) * scale).flatten(-2)
 
@@ -87,9 +88,14 @@ def bf16_sim(x):
     return x.to(torch.bfloat16).to(torch.float32)
 
 
-WEIGHT_SIM = {"fp4": fp4_weight_sim, "fp8": fp8_weight_sim, "bf16": bf16_sim, "f32": lambda w: w,
-              # wo_a is stored as FP8 but used as bf16.
-              "fp8_bf16": lambda w: bf16_sim(fp8_weight_sim(w))}
+WEIGHT_SIM = {
+    "fp4": fp4_weight_sim,
+    "fp8": fp8_weight_sim,
+    "bf16": bf16_sim,
+    "f32": lambda w: w,
+    # wo_a is stored as FP8 but used as bf16.
+    "fp8_bf16": lambda w: bf16_sim(fp8_weight_sim(w)),
+}
 
 
 def ste(x, fn, *args):
@@ -108,4 +114,4 @@ def hadamard(x):
         a, b = pairs[..., 0, :], pairs[..., 1, :]
         x = torch.stack((a + b, a - b), -2).flatten(-3)
         half *= 2
-    return x * n ** -0.5
+    return x * n**-0.5

@@ -1,0 +1,56 @@
+"""Muon for the projections, AdamW for everything else."""
+
+import torch
+
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NS_STEPS = 5
+
+
+def orthogonalise(g):
+    """Newton-Schulz: g [..., rows, cols] with its singular values pushed towards one."""
+    a, b, c = NS_COEFFICIENTS
+    tall = g.shape[-2] > g.shape[-1]
+    x = g.mT if tall else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(NS_STEPS):
+        s = x @ x.mT
+        x = a * x + (b * s + c * s @ s) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, then the nearest orthogonal matrix; stacked experts are orthogonalised one by one."""
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.01):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                buf = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buf.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalise(p.grad.lerp(buf, group["momentum"]))
+                gain = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * gain)
+
+
+def optimizers(model, muon_lr, adam_lr, indexer_lr):
+    """[(optimizer, peak learning rates)]; the indexer learns from its own loss at a constant rate."""
+    muon, adam, indexer = [], [], []
+    for name, p in model.named_parameters():
+        if ".indexer." in name:
+            indexer.append(p)
+        elif name.startswith("layers") and getattr(p, "fmt", "") in ("fp4", "fp8", "fp8_bf16"):
+            muon.append(p)
+        elif "compressor.w" in name:
+            muon.append(p)
+        else:
+            adam.append(p)
+    return [
+        Muon(muon, muon_lr),
+        torch.optim.AdamW(adam, adam_lr, betas=(0.9, 0.97), weight_decay=0.0),
+        torch.optim.AdamW(indexer, indexer_lr, betas=(0.9, 0.97), weight_decay=0.0),
+    ]
