@@ -190,7 +190,7 @@ impl KeyStore {
         rows.into_iter().map(|row| self.record(action, Ok(row))).collect()
     }
 
-    /// Makes a key invalid. Running coordinators notice within [`cache::FRESH`].
+    /// Makes a key invalid. Running coordinators notice within a second.
     ///
     /// # Errors
     /// [`Error::NoSuchKey`], [`Error::Query`].

@@ -1,7 +1,7 @@
 //! The body of a chat request: which fields we know, which we refuse, and what is wrong with the rest.
 //!
 //! No field is dropped silently. A field either does something, or only concerns the client's bookkeeping
-//! ([`WITHOUT_EFFECT`]), or asks for nothing (null, false, 0, empty), or is refused by name.
+//! (such as `user`), or asks for nothing (null, false, 0, empty), or is refused by name.
 
 use deepseek_recipe::openai::chat_completion::request::{
     ChatCompletionRequest, ChatCompletionResponseFormat,
