@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io::{self, Write};
 
+/// Shorter endings agree by chance.
+const REPEATED_LEN_MIN: usize = 8;
+
 /// Writes one line to standard output.
 pub(crate) fn line(text: impl fmt::Display) {
     let _ = writeln!(io::stdout().lock(), "{text}");
@@ -20,12 +23,13 @@ pub(crate) fn error_line(error: &anyhow::Error) {
 
 /// An error and its causes in one line: what failed first, then why.
 ///
-/// Causes whose text is already part of what stands before them are left out.
+/// A cause that only repeats what stands before it, or wraps it in words of its own, is left out.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        if message.contains(&text) {
+        let last = message.rsplit(": ").next().unwrap_or_default();
+        if message.contains(&text) || (last.len() >= REPEATED_LEN_MIN && text.ends_with(last)) {
             continue;
         }
         if !message.is_empty() {

@@ -18,3 +18,11 @@ fn a_repeated_cause_is_said_once() {
         .unwrap_err();
     assert_eq!(chain(&error), "reading config.json: disk on fire");
 }
+
+#[test]
+fn a_cause_in_other_words_is_left_out() {
+    let error = Err::<(), _>(std::io::Error::other("database said: (13) the disk is full"))
+        .context("cannot use keys.db: the disk is full")
+        .unwrap_err();
+    assert_eq!(chain(&error), "cannot use keys.db: the disk is full");
+}

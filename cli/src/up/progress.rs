@@ -59,7 +59,7 @@ impl Progress {
         } else if let Phase::Loading { ranks } = &status.phase {
             shown.draw_ranks(&self.screen, model, ranks);
         } else {
-            shown.draw_spinner(&self.screen, format!("{model}: {}", status.phase));
+            shown.draw_spinner(&self.screen, format!("{model}: {}", headline(&status.phase)));
         }
     }
 
@@ -72,6 +72,7 @@ impl Progress {
 /// The phase without figures that change often.
 fn headline(phase: &Phase) -> String {
     match phase {
+        Phase::WaitingForWorkers { .. } => "starting workers".to_owned(),
         Phase::Loading { ranks } => format!("loading on {} workers", ranks.len()),
         phase => phase.to_string(),
     }
