@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::super::simulation::{
     SimWorker, Simulation, WorkerOptions, answer, group_options, request,
@@ -20,6 +20,9 @@ const NUM_CLIENTS: usize = 40;
 
 /// Faults of one run.
 const NUM_FAULTS: usize = 8;
+
+/// Simulated time after which a run is stuck.
+const PATIENCE: Duration = Duration::from_secs(3_600);
 
 /// Names the seed when a test fails.
 struct Seed(u64);
@@ -140,9 +143,12 @@ async fn run(seed: u64) {
     }
     let world_size = rng.random_range(1..5);
     disturb(&simulation, &mut rng, world_size).await;
-    while let Some(client) = clients.join_next().await {
-        client.unwrap();
-    }
+    let answered = async {
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+    };
+    timeout(PATIENCE, answered).await.expect("an accepted request gets its answer");
     // Let the releases of the last sequences reach the workers.
     sleep(Duration::from_secs(60)).await;
     let status = simulation.handle.status();
