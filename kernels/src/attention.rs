@@ -6,10 +6,10 @@ mod tests;
 use half::bf16;
 
 use crate::Cpu;
-use crate::math::{exp, exp_v};
+use crate::math::exp_v;
 use crate::quant::round_bf16_v;
 use crate::simd::{
-    Kernel, LANES, Lanes, Rows, Wide, add_weighted, dots, map_in_place, max, padded, sum,
+    Kernel, LANES, Lanes, Rows, Scalar, Wide, add_weighted, dots, map_lanes, max, padded, sum,
 };
 
 /// Keys that are widened at a time.
@@ -136,7 +136,7 @@ impl Kernel for Attention<'_> {
         let heads = sums.chunks_exact(piece.row_vectors).zip(out.chunks_exact_mut(head_dim));
         for ((sums, out), inverse) in heads.zip(inverse) {
             out.copy_from_slice(&sums.as_flattened()[..head_dim]);
-            map_in_place(s, out, |x| s.mul(x, s.splat(inverse)));
+            map_lanes!(s, out, |x| s.mul(x, s.splat(inverse)));
         }
     }
 }
@@ -169,10 +169,10 @@ fn softmax_numerators<S: Wide>(
     probabilities: Probabilities,
 ) -> f32 {
     let max = max(s, logits);
-    map_in_place(s, logits, |x| exp_v(s, s.sub(x, s.splat(max))));
-    let denominator = sum(s, logits) + exp(sink - max);
+    map_lanes!(s, logits, |x| exp_v(s, s.sub(x, s.splat(max))));
+    let denominator = sum(s, logits) + exp_v(Scalar, sink - max);
     if probabilities == Probabilities::Bf16 {
-        map_in_place(s, logits, |x| round_bf16_v(s, x));
+        map_lanes!(s, logits, |x| round_bf16_v(s, x));
     }
     denominator
 }

@@ -43,19 +43,19 @@ impl Kernel for CompressPool<'_> {
     fn run<S: Wide>(self, s: S) {
         for (i, out) in self.out.chunks_mut(LANES).enumerate() {
             let channels = i * LANES..i * LANES + out.len();
-            let score = |row: &PoolRow<'_>| s.load_partial(&row.score[channels.clone()], 0.0);
             let mut max = s.splat(f32::NEG_INFINITY);
             for row in self.rows {
-                max = s.max(score(row), max);
+                max = s.max(s.load_any(&row.score[channels.clone()]), max);
             }
             let mut total = s.splat(0.0);
             let mut pooled = s.splat(0.0);
             for row in self.rows {
-                let e = exp_v(s, s.sub(score(row), max));
+                let score = s.load_any(&row.score[channels.clone()]);
+                let e = exp_v(s, s.sub(score, max));
                 total = s.add(total, e);
-                pooled = s.mul_add(e, s.load_partial(&row.kv[channels.clone()], 0.0), pooled);
+                pooled = s.mul_add(e, s.load_any(&row.kv[channels.clone()]), pooled);
             }
-            s.store_partial(s.div(pooled, total), out);
+            s.store_any(s.div(pooled, total), out);
         }
     }
 }

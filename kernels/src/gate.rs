@@ -5,7 +5,7 @@ mod tests;
 
 use crate::Cpu;
 use crate::math::softplus_v;
-use crate::simd::{Kernel, Wide, map_in_place};
+use crate::simd::{Kernel, Wide, map_lanes};
 
 /// `sqrt(softplus(logit))`, in place, for any number of tokens.
 pub fn gate_scores(cpu: &Cpu, logits: &mut [f32]) {
@@ -59,7 +59,7 @@ pub fn routing_weights(scores: &[f32], idx: &[u32], scaling_factor: f32, weights
 }
 
 /// Orders floats from large to small, zeros of either sign alike, NaN last.
-pub(crate) fn descending_key(value: f32) -> i32 {
+fn descending_key(value: f32) -> i32 {
     if value.is_nan() {
         return i32::MAX;
     }
@@ -78,6 +78,6 @@ impl Kernel for GateScores<'_> {
 
     #[inline(always)]
     fn run<S: Wide>(self, s: S) {
-        map_in_place(s, self.logits, |z| s.sqrt(softplus_v(s, z)));
+        map_lanes!(s, self.logits, |z| s.sqrt(softplus_v(s, z)));
     }
 }

@@ -12,10 +12,10 @@
 mod tests;
 
 use crate::Cpu;
-use crate::math::{exp, sigmoid};
+use crate::math::{exp_v, sigmoid_v};
 use crate::matmul::{WeightMatrix, matmul};
 use crate::norm::inverse_rms;
-use crate::simd::{Kernel, LANES, Wide, axpy, map_in_place};
+use crate::simd::{Kernel, LANES, Scalar, Wide, axpy, map_lanes};
 
 /// Constants of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,15 +80,13 @@ pub fn hc_coefficients(
     assert_eq!(weights.base.len(), num_outputs, "length of the base");
     assert_eq!(weights.scale.len(), 3, "length of the scale");
     let mixed = mixed_streams(cpu, h, weights, params);
-    let mut out = HyperCoefficients::default();
-    for m in mixed.chunks_exact(num_outputs) {
-        let affine = |i: usize, scale: usize| m[i] * weights.scale[scale] + weights.base[i];
-        out.pre.extend((0..n).map(|i| sigmoid(affine(i, 0)) + params.hc_eps));
-        out.post.extend((n..2 * n).map(|i| 2.0 * sigmoid(affine(i, 1))));
-        let start = out.comb.len();
-        out.comb.extend((2 * n..num_outputs).map(|i| affine(i, 2)));
-        sinkhorn(&mut out.comb[start..], params);
-    }
+    let num_tokens = mixed.len() / num_outputs;
+    let mut out = HyperCoefficients {
+        pre: vec![0.0; num_tokens * n],
+        post: vec![0.0; num_tokens * n],
+        comb: vec![0.0; num_tokens * n * n],
+    };
+    cpu.run(Coefficients { mixed: &mixed, weights, params, out: &mut out });
     out
 }
 
@@ -103,11 +101,7 @@ pub fn hc_head(cpu: &Cpu, h: &[f32], weights: &HyperWeights<'_>, params: &HyperP
     assert_eq!(weights.base.len(), n, "length of the base");
     assert_eq!(weights.scale.len(), 1, "length of the scale");
     let mut pre = mixed_streams(cpu, h, weights, params);
-    for m in pre.chunks_exact_mut(n) {
-        for (m, base) in m.iter_mut().zip(weights.base) {
-            *m = sigmoid(*m * weights.scale[0] + base) + params.hc_eps;
-        }
-    }
+    cpu.run(HeadCoefficients { weights, hc_eps: params.hc_eps, pre: &mut pre });
     pre
 }
 
@@ -153,12 +147,13 @@ fn mixed_streams(
 
 /// Turns the logits of a mixing matrix `[n, n]` into an almost doubly stochastic one: softmax of the rows, then columns and rows
 /// in turn.
+#[inline(always)]
 fn sinkhorn(comb: &mut [f32], params: &HyperParams) {
     let (n, eps) = (params.num_streams, params.hc_eps);
     for row in comb.chunks_exact_mut(n) {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         for c in row.iter_mut() {
-            *c = exp(*c - max);
+            *c = exp_v(Scalar, *c - max);
         }
         let sum: f32 = row.iter().sum();
         for c in row.iter_mut() {
@@ -177,11 +172,61 @@ fn sinkhorn(comb: &mut [f32], params: &HyperParams) {
     }
 }
 
+#[inline(always)]
 fn normalise_columns(comb: &mut [f32], n: usize, eps: f32) {
     for column in 0..n {
         let sum: f32 = comb.iter().skip(column).step_by(n).sum::<f32>() + eps;
         for c in comb.iter_mut().skip(column).step_by(n) {
             *c /= sum;
+        }
+    }
+}
+
+struct Coefficients<'a> {
+    /// `[num_tokens, num_outputs]`
+    mixed: &'a [f32],
+    weights: &'a HyperWeights<'a>,
+    params: &'a HyperParams,
+    out: &'a mut HyperCoefficients,
+}
+
+impl Kernel for Coefficients<'_> {
+    type Output = ();
+
+    /// A few numbers a token: scalars, compiled for the instruction set for its fused multiply-add.
+    #[inline(always)]
+    fn run<S: Wide>(self, _s: S) {
+        let Self { mixed, weights: HyperWeights { base, scale, .. }, params, out } = self;
+        let n = params.num_streams;
+        let outputs = out.pre.chunks_exact_mut(n).zip(out.post.chunks_exact_mut(n));
+        let outputs = outputs.zip(out.comb.chunks_exact_mut(n * n));
+        for (m, ((pre, post), comb)) in mixed.chunks_exact((2 + n) * n).zip(outputs) {
+            for i in 0..n {
+                pre[i] = sigmoid_v(Scalar, m[i] * scale[0] + base[i]) + params.hc_eps;
+                post[i] = 2.0 * sigmoid_v(Scalar, m[n + i] * scale[1] + base[n + i]);
+            }
+            for (i, comb) in comb.iter_mut().enumerate() {
+                *comb = m[2 * n + i] * scale[2] + base[2 * n + i];
+            }
+            sinkhorn(comb, params);
+        }
+    }
+}
+
+struct HeadCoefficients<'a> {
+    weights: &'a HyperWeights<'a>,
+    hc_eps: f32,
+    pre: &'a mut [f32],
+}
+
+impl Kernel for HeadCoefficients<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Wide>(self, _s: S) {
+        let Self { weights: HyperWeights { base, scale, .. }, hc_eps, pre } = self;
+        for (i, m) in pre.iter_mut().enumerate() {
+            *m = sigmoid_v(Scalar, *m * scale[0] + base[i % base.len()]) + hc_eps;
         }
     }
 }
@@ -202,7 +247,7 @@ impl Kernel for ScaleByRms<'_> {
         let tokens = self.h.chunks_exact(self.cols).zip(self.mixed.chunks_exact_mut(self.rows));
         for (flat, mixed) in tokens {
             let inverse = s.splat(inverse_rms(s, flat, self.eps));
-            map_in_place(s, mixed, |m| s.mul(m, inverse));
+            map_lanes!(s, mixed, |m| s.mul(m, inverse));
         }
     }
 }

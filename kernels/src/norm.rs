@@ -4,7 +4,7 @@
 mod tests;
 
 use crate::Cpu;
-use crate::simd::{Kernel, LANES, Wide, dot, map_in_place};
+use crate::simd::{Kernel, LANES, Wide, dot, map_lanes};
 
 /// `x * rsqrt(mean(x²) + eps) * weight`, in place, for each row of `x` `[num_rows, weight.len()]`.
 ///
@@ -48,7 +48,7 @@ impl Kernel for RmsNorm<'_> {
             let inverse = s.splat(inverse_rms(s, row, self.eps));
             match self.weight {
                 Some(weight) => scale_by(s, row, inverse, weight),
-                None => map_in_place(s, row, |x| s.mul(x, inverse)),
+                None => map_lanes!(s, row, |x| s.mul(x, inverse)),
             }
         }
     }

@@ -18,7 +18,7 @@ mod tests;
 use half::bf16;
 
 use crate::Cpu;
-use crate::simd::{Kernel, Simd, Wide, map_in_place};
+use crate::simd::{Kernel, LANES, Simd, Wide, map_lanes};
 
 pub use e2m1::{E2M1, e2m1_to_f32, f32_to_e2m1, fp4_quantize, fp4_round_trip};
 pub use e4m3::{e4m3_to_f32, f32_to_e4m3, fp8_quantize, fp8_round_trip};
@@ -89,7 +89,7 @@ impl Kernel for RoundBf16<'_> {
 
     #[inline(always)]
     fn run<S: Wide>(self, s: S) {
-        map_in_place(s, self.x, |x| round_bf16_v(s, x));
+        map_lanes!(s, self.x, |x| round_bf16_v(s, x));
     }
 }
 
@@ -106,16 +106,12 @@ pub(crate) fn round_bf16_v<S: Simd>(s: S, x: S::F) -> S::F {
 /// Largest magnitude of a block, at least `floor`.
 #[inline(always)]
 fn amax<S: Wide>(s: S, block: &[f32], floor: f32) -> f32 {
-    let magnitude = |x| s.bit_cast(s.and_i(s.to_bits(x), s.splat_i(i32::MAX)));
-    let (chunks, tail) = block.as_chunks::<{ crate::simd::LANES }>();
     let mut acc = s.splat(floor);
-    for chunk in chunks {
-        acc = s.max(magnitude(s.load(chunk)), acc);
+    for x in block.chunks(LANES) {
+        let bits = s.and_i(s.to_bits(s.load_any(x)), s.splat_i(i32::MAX));
+        acc = s.max(s.bit_cast(bits), acc);
     }
-    if !tail.is_empty() {
-        acc = s.max(magnitude(s.load_partial(tail, 0.0)), acc);
-    }
-    let mut lanes = [0.0; crate::simd::LANES];
+    let mut lanes = [0.0; LANES];
     s.store(acc, &mut lanes);
     lanes.into_iter().fold(floor, |a, b| if a > b { a } else { b })
 }

@@ -8,9 +8,9 @@ mod philox;
 mod tests;
 
 use crate::Cpu;
-use crate::gate::{descending_key, topk};
+use crate::gate::topk;
 use crate::math::{exp_v, ln};
-use crate::simd::{Kernel, LANES, Wide, map_in_place, max, sum};
+use crate::simd::{Kernel, LANES, Wide, map_lanes, max, sum};
 
 pub use philox::philox4x32;
 
@@ -49,14 +49,9 @@ pub struct LogProbs<'a> {
 }
 
 /// The token with the largest logit; ties to the lower id. NaN counts as smallest.
-pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &x) in logits.iter().enumerate() {
-        if descending_key(x) < descending_key(logits[best]) {
-            best = i;
-        }
-    }
-    best as u32
+pub fn argmax(cpu: &Cpu, logits: &[f32]) -> u32 {
+    let max = cpu.run(Max { x: logits });
+    logits.iter().position(|&x| x == max).unwrap_or(0) as u32
 }
 
 /// Draws a token from `logits` `[vocab_size]`.
@@ -67,7 +62,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
 pub fn sample(cpu: &Cpu, logits: &[f32], sampling: &Sampling) -> u32 {
     assert!(!logits.is_empty(), "a vocabulary has tokens");
     if sampling.temperature <= 0.0 {
-        return argmax(logits);
+        return argmax(cpu, logits);
     }
     let mut weights = logits.to_vec();
     let total = cpu.run(SoftmaxWeights { x: &mut weights, temperature: sampling.temperature });
@@ -157,7 +152,7 @@ impl Kernel for SoftmaxWeights<'_> {
         let (max, inverse) = (s.splat(max(s, self.x)), s.splat(1.0 / self.temperature));
         let mut total = 0.0;
         for piece in self.x.chunks_mut(PIECE) {
-            map_in_place(s, piece, |x| exp_v(s, s.mul(s.sub(x, max), inverse)));
+            map_lanes!(s, piece, |x| exp_v(s, s.mul(s.sub(x, max), inverse)));
             total += f64::from(sum(s, piece));
         }
         total

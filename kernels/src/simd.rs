@@ -87,12 +87,31 @@ pub(crate) trait Wide: Simd {
     fn load_e4m3(self, from: &[u8; LANES], scale: Self::F) -> Self::F;
     /// Prepares `scale` for [`Wide::load_e4m3`].
     fn e4m3_scale(self, scale: f32) -> Self::F;
-    /// e2m1 codes, low nibble first, looked up in the table that [`Wide::e2m1_table`] prepared.
-    fn load_e2m1(self, from: &[u8; LANES / 2], table: Self::F) -> Self::F;
-    /// The sixteen e2m1 values times `scale`.
-    fn e2m1_table(self, scale: f32) -> Self::F;
+    /// e2m1 codes, low nibble first, times a scale.
+    fn load_e2m1(self, from: &[u8; LANES / 2], scale: Self::F) -> Self::F;
     /// Sum of the lanes, as the canonical tree.
     fn sum(self, a: Self::F) -> f32;
+
+    /// `a` with lanes `i` and `i ^ N` exchanged, for `N` of 1, 2, 4 or 8.
+    fn swap<const N: usize>(self, a: Self::F) -> Self::F;
+
+    /// Loads a slice of at most a vector; the lanes beyond it are 0.
+    #[inline(always)]
+    fn load_any(self, from: &[f32]) -> Self::F {
+        match from.try_into() {
+            Ok(whole) => self.load(whole),
+            Err(_) => self.load_partial(from, 0.0),
+        }
+    }
+
+    /// Stores the first lanes into a slice of at most a vector.
+    #[inline(always)]
+    fn store_any(self, value: Self::F, to: &mut [f32]) {
+        match to.try_into() {
+            Ok(whole) => self.store(value, whole),
+            Err(_) => self.store_partial(value, to),
+        }
+    }
 
     /// Loads the first lanes from a slice shorter than a vector; the others are `fill`.
     #[inline(always)]
@@ -111,18 +130,18 @@ pub(crate) trait Wide: Simd {
     }
 }
 
-/// Applies `f` to every vector of `data` in place; the tail is padded with zeros.
-#[inline(always)]
-pub(crate) fn map_in_place<S: Wide>(s: S, data: &mut [f32], f: impl Fn(S::F) -> S::F) {
-    let (chunks, tail) = data.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        s.store(f(s.load(chunk)), chunk);
-    }
-    if !tail.is_empty() {
-        let value = f(s.load_partial(tail, 0.0));
-        s.store_partial(value, tail);
-    }
+/// Replaces every vector `x` of a slice by a value computed from it; the tail is padded with zeros.
+///
+/// A macro, because a closure is a function of its own, without the caller's instruction set, and a long one is not inlined.
+macro_rules! map_lanes {
+    ($s:expr, $data:expr, |$x:ident| $value:expr) => {
+        for lanes in $data.chunks_mut($crate::simd::LANES) {
+            let $x = $s.load_any(lanes);
+            $s.store_any($value, lanes);
+        }
+    };
 }
+pub(crate) use map_lanes;
 
 /// Canonical dot product of two slices of one length.
 #[inline(always)]
@@ -168,16 +187,16 @@ pub(crate) fn axpy<S: Wide>(s: S, a: f32, x: &[f32], acc: &mut [f32]) {
     }
 }
 
-/// Largest value; `-inf` for none.
+/// Largest value; NaN does not count, and `-inf` stands for none.
 #[inline(always)]
 pub(crate) fn max<S: Wide>(s: S, a: &[f32]) -> f32 {
     let (chunks, tail) = a.as_chunks::<LANES>();
     let mut acc = s.splat(f32::NEG_INFINITY);
     for chunk in chunks {
-        acc = s.max(acc, s.load(chunk));
+        acc = s.max(s.load(chunk), acc);
     }
     if !tail.is_empty() {
-        acc = s.max(acc, s.load_partial(tail, f32::NEG_INFINITY));
+        acc = s.max(s.load_partial(tail, f32::NEG_INFINITY), acc);
     }
     let mut lanes = [0.0; LANES];
     s.store(acc, &mut lanes);

@@ -59,22 +59,12 @@ impl Kernel for SwigluKernel<'_> {
 
 #[inline(always)]
 fn row<S: Wide>(s: S, [gate, up]: [&[f32]; 2], limit: f32, weight: f32, out: &mut [f32]) {
-    let weight = s.splat(weight);
-    let (low, high) = (s.splat(-limit), s.splat(limit));
-    let value = |gate: S::F, up: S::F| {
+    let (low, high, weight) = (s.splat(-limit), s.splat(limit), s.splat(weight));
+    for ((gate, up), out) in gate.chunks(LANES).zip(up.chunks(LANES)).zip(out.chunks_mut(LANES)) {
         // Limits come first, so that NaN passes through.
-        let gate = s.min(high, gate);
-        let up = s.max(low, s.min(high, up));
-        s.mul(s.mul(s.mul(gate, sigmoid_v(s, gate)), up), weight)
-    };
-    let (gates, gate_tail) = gate.as_chunks::<LANES>();
-    let (ups, up_tail) = up.as_chunks::<LANES>();
-    let (outs, out_tail) = out.as_chunks_mut::<LANES>();
-    for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
-        s.store(value(s.load(gate), s.load(up)), out);
-    }
-    if !gate_tail.is_empty() {
-        let value = value(s.load_partial(gate_tail, 0.0), s.load_partial(up_tail, 0.0));
-        s.store_partial(value, out_tail);
+        let gate = s.min(high, s.load_any(gate));
+        let up = s.max(low, s.min(high, s.load_any(up)));
+        let silu = s.mul(gate, sigmoid_v(s, gate));
+        s.store_any(s.mul(s.mul(silu, up), weight), out);
     }
 }

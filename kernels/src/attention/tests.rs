@@ -1,4 +1,5 @@
 use super::*;
+use crate::math::exp;
 use crate::quant::{narrow_bf16, round_bf16, widen_bf16};
 use crate::testing::{assert_bits, assert_close, cpus, noise};
 use proptest::prelude::*;

@@ -1,6 +1,5 @@
 //! How each weight format becomes vectors.
 
-use crate::quant::ue8m0_to_f32;
 use crate::simd::{LANES, Wide};
 
 /// One row: whole vectors of `B` bytes, the zero-padded rest, and the scale codes.
@@ -16,8 +15,8 @@ pub(super) trait Format<const B: usize>: Copy {
     /// Vectors that share a scale.
     const VECTORS_PER_SCALE: usize;
 
-    /// Prepares scale `block` of a row.
-    fn scale<S: Wide>(self, s: S, scales: &[u8], block: usize) -> S::F;
+    /// Prepares a scale for [`Format::widen`].
+    fn scale<S: Wide>(self, s: S, scale: f32) -> S::F;
 
     /// Widens a vector, exactly.
     fn widen<S: Wide>(self, s: S, codes: &[u8; B], scale: S::F) -> S::F;
@@ -32,6 +31,12 @@ pub(super) struct Fp8;
 #[derive(Clone, Copy)]
 pub(super) struct Fp4;
 
+/// The power of two of a ue8m0 code, without branches. Code 255, which no checkpoint holds, becomes infinity.
+#[inline(always)]
+pub(super) fn scale_of(code: u8) -> f32 {
+    f32::from_bits((u32::from(code) << 23).max(0x0040_0000))
+}
+
 impl<'a, const B: usize> Row<'a, B> {
     #[inline(always)]
     pub(super) fn new(bytes: &'a [u8], scales: &'a [u8]) -> Self {
@@ -40,14 +45,20 @@ impl<'a, const B: usize> Row<'a, B> {
         tail[..rest.len()].copy_from_slice(rest);
         Self { chunks, tail, scales }
     }
+
+    /// Scale number `block` of the row; 1 for a format without scales.
+    #[inline(always)]
+    pub(super) fn scale_of(&self, block: usize) -> f32 {
+        self.scales.get(block).map_or(1.0, |&code| scale_of(code))
+    }
 }
 
 impl Format<64> for F32 {
     const VECTORS_PER_SCALE: usize = 8;
 
     #[inline(always)]
-    fn scale<S: Wide>(self, s: S, _scales: &[u8], _block: usize) -> S::F {
-        s.splat(1.0)
+    fn scale<S: Wide>(self, s: S, scale: f32) -> S::F {
+        s.splat(scale)
     }
     #[inline(always)]
     fn widen<S: Wide>(self, s: S, codes: &[u8; 64], _scale: S::F) -> S::F {
@@ -59,8 +70,8 @@ impl Format<32> for Bf16 {
     const VECTORS_PER_SCALE: usize = 8;
 
     #[inline(always)]
-    fn scale<S: Wide>(self, s: S, _scales: &[u8], _block: usize) -> S::F {
-        s.splat(1.0)
+    fn scale<S: Wide>(self, s: S, scale: f32) -> S::F {
+        s.splat(scale)
     }
     #[inline(always)]
     fn widen<S: Wide>(self, s: S, codes: &[u8; 32], _scale: S::F) -> S::F {
@@ -72,8 +83,8 @@ impl Format<16> for Fp8 {
     const VECTORS_PER_SCALE: usize = super::weights::FP8_BLOCK / LANES;
 
     #[inline(always)]
-    fn scale<S: Wide>(self, s: S, scales: &[u8], block: usize) -> S::F {
-        s.e4m3_scale(ue8m0_to_f32(scales[block]))
+    fn scale<S: Wide>(self, s: S, scale: f32) -> S::F {
+        s.e4m3_scale(scale)
     }
     #[inline(always)]
     fn widen<S: Wide>(self, s: S, codes: &[u8; 16], scale: S::F) -> S::F {
@@ -85,8 +96,8 @@ impl Format<8> for Fp4 {
     const VECTORS_PER_SCALE: usize = crate::quant::FP4_BLOCK / LANES;
 
     #[inline(always)]
-    fn scale<S: Wide>(self, s: S, scales: &[u8], block: usize) -> S::F {
-        s.e2m1_table(ue8m0_to_f32(scales[block]))
+    fn scale<S: Wide>(self, s: S, scale: f32) -> S::F {
+        s.splat(scale)
     }
     #[inline(always)]
     fn widen<S: Wide>(self, s: S, codes: &[u8; 8], scale: S::F) -> S::F {

@@ -143,6 +143,22 @@ fn widened_rows_match_the_goldens() {
 }
 
 #[test]
+fn every_fp8_code_widens_exactly_at_every_scale() {
+    let codes: Vec<u8> = (0..=255).filter(|code| code & 0x7f != 0x7f).collect();
+    for scale in [0, 1, 10, 100, 127, 140, 200, 246] {
+        let data = WeightData::Fp8 { codes: &codes, scales: &[scale, scale] };
+        let weights = WeightMatrix::new(1, codes.len(), data).unwrap();
+        let expected: Vec<f32> =
+            codes.iter().map(|&code| e4m3_to_f32(code) * ue8m0_to_f32(scale)).collect();
+        for cpu in cpus() {
+            let mut widened = vec![0.0; codes.len()];
+            weights.widen_row(&cpu, 0, &mut widened);
+            assert_bits(&widened, &expected, &format!("{cpu:?}, scale {scale}"));
+        }
+    }
+}
+
+#[test]
 fn official_products_match_the_goldens() {
     let goldens = Goldens::open();
     let fp8 =

@@ -1,6 +1,8 @@
 //! Register tiles: a few tokens times a few rows, each an accumulator of sixteen lanes.
 
-use super::format::{Format, Row};
+use std::ops::Range;
+
+use super::format::{Format, Row, scale_of};
 use super::{Input, Out, WeightMatrix};
 use crate::simd::{Kernel, LANES, Lanes, Rows, Wide};
 
@@ -11,10 +13,13 @@ const WIDENED_VECTORS: usize = 32;
 /// Tokens that share a widening.
 const TOKEN_BLOCK: usize = 48;
 
-/// The accumulators of one token.
-type RowLanes = [Lanes; ROW_GROUP];
-/// Part of [`ROW_GROUP`] rows.
-type Widened = [[Lanes; WIDENED_VECTORS]; ROW_GROUP];
+/// Scales of a row that are decoded at a time.
+const SCALE_RUN: usize = 64;
+
+/// The accumulators of one row, for each token of a block.
+type RowLanes = [Lanes; TOKEN_BLOCK];
+/// Part of [`ROW_GROUP`] rows, vector by vector: rows apart by a power of two would compete for the same cache sets.
+type Widened = [[Lanes; ROW_GROUP]; WIDENED_VECTORS];
 
 /// One product in tiles.
 pub(super) struct Tiles<'a, F, const B: usize> {
@@ -66,21 +71,22 @@ impl<F: Format<B>, const B: usize> Tiles<'_, F, B> {
     /// [`ROW_GROUP`] rows for [`TOKEN_BLOCK`] tokens, each weight widened once.
     #[inline(always)]
     fn widened<S: Wide>(&mut self, s: S, token: usize, row: usize) {
-        let mut lanes = [[[0.0; LANES]; ROW_GROUP]; TOKEN_BLOCK];
-        let lanes = &mut lanes[..TOKEN_BLOCK.min(self.x.num_tokens - token)];
+        let num_tokens = TOKEN_BLOCK.min(self.x.num_tokens - token);
         let rows: [Row<'_, B>; ROW_GROUP] = self.rows(row);
-        let mut widened = [[[0.0; LANES]; WIDENED_VECTORS]; ROW_GROUP];
+        let mut lanes = [[[0.0; LANES]; TOKEN_BLOCK]; ROW_GROUP];
+        let mut widened = [[[0.0; LANES]; ROW_GROUP]; WIDENED_VECTORS];
         for first in (0..self.x.rows.len).step_by(WIDENED_VECTORS) {
             let len = WIDENED_VECTORS.min(self.x.rows.len - first);
-            for (row, widened) in rows.iter().zip(&mut widened) {
-                widen(s, self.format, row, first, &mut widened[..len]);
+            for (r, row) in rows.iter().enumerate() {
+                widen(s, self.format, row, first, (&mut widened[..len], r));
             }
             let x = Rows { offset: self.x.rows.offset + first, len, ..self.x.rows };
-            s.outline(Multiply { x, token, widened: &widened, lanes });
+            let tokens = token..token + num_tokens;
+            s.outline(Multiply { x, tokens, widened: &widened, lanes: &mut lanes });
         }
         let num_rows = ROW_GROUP.min(self.weights.rows() - row);
-        for (t, lanes) in lanes.iter().enumerate() {
-            for (r, lanes) in lanes[..num_rows].iter().enumerate() {
+        for (r, lanes) in lanes[..num_rows].iter().enumerate() {
+            for (t, lanes) in lanes[..num_tokens].iter().enumerate() {
                 self.out.set(token + t, row + r, s.sum(s.load(lanes)));
             }
         }
@@ -105,54 +111,64 @@ fn accumulate<S: Wide, F: Format<B>, const B: usize, const R: usize>(
 ) {
     let num_whole = rows[0].chunks.len();
     let (x, x_tail) = x.split_at(num_whole);
-    let mut scales = [s.splat(1.0); R];
-    for (block, x) in x.chunks(F::VECTORS_PER_SCALE).enumerate() {
-        for (scale, row) in scales.iter_mut().zip(rows) {
-            *scale = format.scale(s, row.scales, block);
+    let mut chunks = [&rows[0].chunks[..num_whole]; R];
+    for (chunks, row) in chunks.iter_mut().zip(rows) {
+        *chunks = &row.chunks[..num_whole];
+    }
+    let run_vectors = SCALE_RUN * F::VECTORS_PER_SCALE;
+    for (run, x) in x.chunks(run_vectors).enumerate() {
+        let mut scales = [[0.0; SCALE_RUN]; R];
+        for (scales, row) in scales.iter_mut().zip(rows) {
+            let codes = row.scales.get(run * SCALE_RUN..).unwrap_or(&[]);
+            for (scale, &code) in scales.iter_mut().zip(codes) {
+                *scale = scale_of(code);
+            }
         }
-        let first = block * F::VECTORS_PER_SCALE;
-        for (i, x) in x.iter().enumerate() {
-            let x = s.load(x);
-            for ((acc, row), &scale) in acc.iter_mut().zip(rows).zip(&scales) {
-                let w = format.widen(s, &row.chunks[first + i], scale);
-                *acc = s.mul_add(x, w, *acc);
+        for (block, x) in x.chunks(F::VECTORS_PER_SCALE).enumerate() {
+            let first = run * run_vectors + block * F::VECTORS_PER_SCALE;
+            for (i, x) in x.iter().enumerate() {
+                let x = s.load(x);
+                for ((acc, chunks), scales) in acc.iter_mut().zip(chunks).zip(&scales) {
+                    let scale = format.scale(s, scales[block]);
+                    *acc = s.mul_add(x, format.widen(s, &chunks[first + i], scale), *acc);
+                }
             }
         }
     }
     for x in x_tail {
         for (acc, row) in acc.iter_mut().zip(rows) {
-            let scale = format.scale(s, row.scales, num_whole / F::VECTORS_PER_SCALE);
+            let scale = format.scale(s, row.scale_of(num_whole / F::VECTORS_PER_SCALE));
             *acc = s.mul_add(s.load(x), format.widen(s, &row.tail, scale), *acc);
         }
     }
 }
 
-/// Widens the vectors of a row from `first` on, which is where a scale begins.
+/// Widens the vectors of a row from `first` on, which is where a scale begins, into column `r` of `out`.
 #[inline(always)]
 fn widen<S: Wide, F: Format<B>, const B: usize>(
     s: S,
     format: F,
     row: &Row<'_, B>,
     first: usize,
-    out: &mut [Lanes],
+    (out, r): (&mut [[Lanes; ROW_GROUP]], usize),
 ) {
     let per_scale = F::VECTORS_PER_SCALE;
     for (j, out) in out.chunks_mut(per_scale).enumerate() {
         let first = first + j * per_scale;
-        let scale = format.scale(s, row.scales, first / per_scale);
+        let scale = format.scale(s, row.scale_of(first / per_scale));
         for (i, out) in out.iter_mut().enumerate() {
             let codes = row.chunks.get(first + i).unwrap_or(&row.tail);
-            s.store(format.widen(s, codes, scale), out);
+            s.store(format.widen(s, codes, scale), &mut out[r]);
         }
     }
 }
 
-/// `lanes[t][r] += x[token + t] * widened[r]`.
+/// `lanes[r][t] += x[tokens[t]] * widened[r]`.
 struct Multiply<'a> {
     x: Rows<'a>,
-    token: usize,
+    tokens: Range<usize>,
     widened: &'a Widened,
-    lanes: &'a mut [RowLanes],
+    lanes: &'a mut [RowLanes; ROW_GROUP],
 }
 
 impl Kernel for Multiply<'_> {
@@ -161,13 +177,13 @@ impl Kernel for Multiply<'_> {
     #[inline(always)]
     fn run<S: Wide>(mut self, s: S) {
         let mut t = 0;
-        while t < self.lanes.len() {
-            t += match self.lanes.len() - t {
-                1 if S::MANY_REGISTERS => self.tokens::<S, 1, 8>(s, t),
-                2 if S::MANY_REGISTERS => self.tokens::<S, 2, 8>(s, t),
-                _ if S::MANY_REGISTERS => self.tokens::<S, 3, 8>(s, t),
-                1 => self.tokens::<S, 1, 4>(s, t),
-                _ => self.tokens::<S, 2, 2>(s, t),
+        while t < self.tokens.len() {
+            t += match self.tokens.len() - t {
+                1 if S::MANY_REGISTERS => self.tile::<S, 1, 8>(s, t),
+                2 if S::MANY_REGISTERS => self.tile::<S, 2, 8>(s, t),
+                _ if S::MANY_REGISTERS => self.tile::<S, 3, 8>(s, t),
+                1 => self.tile::<S, 1, 4>(s, t),
+                _ => self.tile::<S, 2, 2>(s, t),
             };
         }
     }
@@ -176,34 +192,34 @@ impl Kernel for Multiply<'_> {
 impl Multiply<'_> {
     /// `T` tokens from `t` on and all rows of the group, `R` at a time. Returns `T`.
     #[inline(always)]
-    fn tokens<S: Wide, const T: usize, const R: usize>(&mut self, s: S, t: usize) -> usize {
+    fn tile<S: Wide, const T: usize, const R: usize>(&mut self, s: S, t: usize) -> usize {
         let len = self.x.len.min(WIDENED_VECTORS);
-        let mut x = [&self.x.row(self.token + t)[..len]; T];
+        let mut x = [&self.x.row(self.tokens.start + t)[..len]; T];
         for (i, x) in x.iter_mut().enumerate() {
-            *x = &self.x.row(self.token + t + i)[..len];
+            *x = &self.x.row(self.tokens.start + t + i)[..len];
         }
         for row in (0..ROW_GROUP).step_by(R) {
             let mut acc = [[s.splat(0.0); R]; T];
-            for (acc, lanes) in acc.iter_mut().zip(&self.lanes[t..]) {
-                for (acc, lanes) in acc.iter_mut().zip(&lanes[row..row + R]) {
-                    *acc = s.load(lanes);
+            for (i, acc) in acc.iter_mut().enumerate() {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.load(&self.lanes[row + r][t + i]);
                 }
             }
-            for k in 0..len {
+            for (k, widened) in self.widened[..len].iter().enumerate() {
                 let mut xs = [s.splat(0.0); T];
                 for (xs, x) in xs.iter_mut().zip(x) {
                     *xs = s.load(&x[k]);
                 }
-                for r in 0..R {
-                    let w = s.load(&self.widened[row + r][k]);
+                for (r, w) in widened[row..row + R].iter().enumerate() {
+                    let w = s.load(w);
                     for (acc, &x) in acc.iter_mut().zip(&xs) {
                         acc[r] = s.mul_add(x, w, acc[r]);
                     }
                 }
             }
-            for (acc, lanes) in acc.iter().zip(&mut self.lanes[t..]) {
-                for (&acc, lanes) in acc.iter().zip(&mut lanes[row..row + R]) {
-                    s.store(acc, lanes);
+            for (i, acc) in acc.iter().enumerate() {
+                for (r, &acc) in acc.iter().enumerate() {
+                    s.store(acc, &mut self.lanes[row + r][t + i]);
                 }
             }
         }

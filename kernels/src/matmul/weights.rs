@@ -10,8 +10,8 @@ use crate::simd::{Kernel, LANES, Wide};
 /// Rows, and columns, that share a scale in an FP8 matrix.
 pub(crate) const FP8_BLOCK: usize = 128;
 
-/// Largest ue8m0 code of an FP8 scale, `2^7`: times the `2^120` between the exponents of e4m3 and `f32`, it is still an `f32`.
-const FP8_SCALE_MAX: u8 = 127 + 7;
+/// Largest ue8m0 code of an FP8 scale, `2^119`: times the `2^8` between the exponents of e4m3 and f16, it is still an `f32`.
+const FP8_SCALE_MAX: u8 = 127 + 119;
 
 /// The bytes of a matrix `[rows, cols]`, row-major, little-endian, of any alignment.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,8 @@ pub enum WeightData<'a> {
         /// `[ceil(rows / 128), ceil(cols / 128)]`.
         scales: &'a [u8],
     },
-    /// Two e2m1 codes a byte (even column in the low nibble), and a ue8m0 scale code per 32 columns.
+    /// Two e2m1 codes a byte (even column in the low nibble), and a ue8m0 scale code per 32 columns. Scale code 255, which no
+    /// checkpoint holds, is infinity.
     Fp4 {
         /// `[rows, cols / 2]`.
         codes: &'a [u8],
@@ -222,11 +223,11 @@ impl Kernel for WidenRow<'_> {
 fn widen<S: Wide, F: Format<B>, const B: usize>(s: S, format: F, row: Row<'_, B>, out: &mut [f32]) {
     let (chunks, tail) = out.as_chunks_mut::<LANES>();
     for (i, (codes, out)) in row.chunks.iter().zip(chunks).enumerate() {
-        let scale = format.scale(s, row.scales, i / F::VECTORS_PER_SCALE);
+        let scale = format.scale(s, row.scale_of(i / F::VECTORS_PER_SCALE));
         s.store(format.widen(s, codes, scale), out);
     }
     if !tail.is_empty() {
-        let scale = format.scale(s, row.scales, row.chunks.len() / F::VECTORS_PER_SCALE);
+        let scale = format.scale(s, row.scale_of(row.chunks.len() / F::VECTORS_PER_SCALE));
         s.store_partial(format.widen(s, &row.tail, scale), tail);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{FP4_BLOCK, amax, f32_to_ue8m0, pow2_ceil};
 use crate::Cpu;
-use crate::simd::{Kernel, Simd, Wide, map_in_place};
+use crate::simd::{Kernel, Simd, Wide, map_lanes};
 
 /// The value of each e2m1 code; bit 3 is the sign.
 pub const E2M1: [f32; 16] =
@@ -71,7 +71,7 @@ impl Kernel for Fp4RoundTrip<'_> {
         for block in self.x.chunks_mut(FP4_BLOCK) {
             let scale = scale(s, block);
             let (scale, inverse) = (s.splat(scale), s.splat(1.0 / scale));
-            map_in_place(s, block, |x| s.mul(quantize(s, s.mul(x, inverse)), scale));
+            map_lanes!(s, block, |x| s.mul(quantize(s, s.mul(x, inverse)), scale));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{amax, f32_to_ue8m0, pow2_ceil};
 use crate::Cpu;
-use crate::simd::{Kernel, Scalar, Simd, Wide, map_in_place};
+use crate::simd::{Kernel, Scalar, Simd, Wide, map_lanes};
 
 /// Largest e4m3 value.
 const E4M3_MAX: f32 = 448.0;
@@ -62,7 +62,7 @@ impl Kernel for Fp8RoundTrip<'_> {
         for block in self.x.chunks_mut(self.block) {
             let scale = scale(s, block);
             let (scale, inverse) = (s.splat(scale), s.splat(1.0 / scale));
-            map_in_place(s, block, |x| s.mul(quantize(s, s.mul(x, inverse)), scale));
+            map_lanes!(s, block, |x| s.mul(quantize(s, s.mul(x, inverse)), scale));
         }
     }
 }

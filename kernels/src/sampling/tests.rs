@@ -33,11 +33,16 @@ fn shares(cpu: &Cpu, logits: &[f32], temperature: f32, top_p: f32, num: u32) -> 
 
 #[test]
 fn greedy_takes_the_lowest_of_the_largest() {
-    let cpu = &cpus()[0];
     let sampling = Sampling { temperature: 0.0, top_p: 1.0, key: key(0) };
-    assert_eq!(sample(cpu, &[1.0, 5.0, 5.0, f32::NAN], &sampling), 1);
-    assert_eq!(argmax(&[f32::NEG_INFINITY; 3]), 0);
-    assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), 1);
+    for cpu in &cpus() {
+        assert_eq!(sample(cpu, &[1.0, 5.0, 5.0, f32::NAN], &sampling), 1);
+        assert_eq!(argmax(cpu, &[f32::NEG_INFINITY; 3]), 0);
+        assert_eq!(argmax(cpu, &[f32::NAN, f32::NEG_INFINITY]), 1);
+        let mut logits = vec![-1.0; 100];
+        logits[77] = f32::NAN;
+        (logits[61], logits[93]) = (3.0, 3.0);
+        assert_eq!(argmax(cpu, &logits), 61);
+    }
 }
 
 #[test]

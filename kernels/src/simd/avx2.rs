@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::portable::E4M3_EXPONENT_SHIFT;
+use super::portable::{E4M3_F16_MASK, E4M3_F16_SHIFT};
 use super::{Kernel, LANES, Simd, Wide};
 
-/// Proof that the CPU has AVX2 and FMA.
+/// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx2(());
 
@@ -28,13 +28,15 @@ macro_rules! call {
 impl Avx2 {
     /// The proof, if it is true.
     pub(crate) fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         found.then_some(Self(()))
     }
 
     /// Runs a kernel compiled for these instructions.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         #[inline(never)]
         fn compiled<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
             kernel.run(token)
@@ -160,10 +162,19 @@ impl Avx2 {
         // SAFETY: the array is 16 readable bytes, the load has no alignment, and the CPU has the instruction.
         unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
     }
+
+    /// Eight e4m3 codes, as 2^-8 their values.
     #[inline(always)]
-    fn load_8_bytes(self, from: &[u8; 8]) -> __m128i {
+    fn e4m3_8(self, codes: &[u8; 8]) -> __m256 {
         // SAFETY: the array is 8 readable bytes, the load has no alignment, and the CPU has the instruction.
-        unsafe { _mm_loadl_epi64(from.as_ptr().cast()) }
+        let codes = unsafe { _mm_loadl_epi64(codes.as_ptr().cast()) };
+        // Sign extension fills the bits above the seven low ones with the sign; one of them stays. The rest is an f16, and
+        // widening an f16 is exact and fast for subnormal numbers too.
+        let words = call!(_mm_cvtepi8_epi16(codes));
+        let words = call!(_mm_slli_epi16::<7>(words));
+        let mask = call!(_mm_set1_epi16(E4M3_F16_MASK));
+        let halves = call!(_mm_and_si128(words, mask));
+        call!(_mm256_cvtph_ps(halves))
     }
 
     /// Eight e2m1 codes, by a table of the eight magnitudes.
@@ -190,6 +201,27 @@ impl Wide for Avx2 {
         self.run(kernel)
     }
 
+    #[inline(always)]
+    fn swap<const N: usize>(self, a: F) -> F {
+        const {
+            assert!(matches!(N, 1 | 2 | 4 | 8), "lanes are exchanged within one vector");
+        }
+        match N {
+            1 => F(
+                call!(_mm256_permute_ps::<0b10_11_00_01>(a.0)),
+                call!(_mm256_permute_ps::<0b10_11_00_01>(a.1)),
+            ),
+            2 => F(
+                call!(_mm256_permute_ps::<0b01_00_11_10>(a.0)),
+                call!(_mm256_permute_ps::<0b01_00_11_10>(a.1)),
+            ),
+            4 => F(
+                call!(_mm256_permute2f128_ps::<1>(a.0, a.0)),
+                call!(_mm256_permute2f128_ps::<1>(a.1, a.1)),
+            ),
+            _ => F(a.1, a.0),
+        }
+    }
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> F {
         let (halves, _) = from.as_chunks::<8>();
@@ -222,24 +254,17 @@ impl Wide for Avx2 {
     #[inline(always)]
     fn load_e4m3(self, from: &[u8; LANES], scale: F) -> F {
         let (low, high) = halves(from);
-        let (low, high) = (self.load_8_bytes(low), self.load_8_bytes(high));
-        // Sign extension fills the bits above the seven low ones with the sign; one of them stays.
-        let words = I(call!(_mm256_cvtepi8_epi32(low)), call!(_mm256_cvtepi8_epi32(high)));
-        let mask = self.splat_i(0x87f0_0000_u32.cast_signed());
-        self.mul(self.bit_cast(self.and_i(self.shl::<20>(words), mask)), scale)
+        self.mul(F(self.e4m3_8(low), self.e4m3_8(high)), scale)
     }
     #[inline(always)]
     fn e4m3_scale(self, scale: f32) -> F {
-        self.splat(scale * E4M3_EXPONENT_SHIFT)
+        self.splat(scale * E4M3_F16_SHIFT)
     }
     #[inline(always)]
-    fn load_e2m1(self, from: &[u8; LANES / 2], table: F) -> F {
+    fn load_e2m1(self, from: &[u8; LANES / 2], scale: F) -> F {
         let (low, high) = halves(from);
-        F(self.e2m1_8(*low, table.0), self.e2m1_8(*high, table.0))
-    }
-    #[inline(always)]
-    fn e2m1_table(self, scale: f32) -> F {
-        self.mul(self.load(&crate::quant::E2M1), self.splat(scale))
+        let table = self.load(&crate::quant::E2M1).0;
+        self.mul(F(self.e2m1_8(*low, table), self.e2m1_8(*high, table)), scale)
     }
     #[inline(always)]
     fn sum(self, a: F) -> f32 {

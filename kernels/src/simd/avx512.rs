@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::portable::E4M3_EXPONENT_SHIFT;
+use super::portable::{E4M3_F16_MASK, E4M3_F16_SHIFT};
 use super::{Kernel, LANES, Simd, Wide};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
@@ -136,6 +136,18 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
+    fn swap<const N: usize>(self, a: __m512) -> __m512 {
+        const {
+            assert!(matches!(N, 1 | 2 | 4 | 8), "lanes are exchanged within one vector");
+        }
+        match N {
+            1 => call!(_mm512_permute_ps::<0b10_11_00_01>(a)),
+            2 => call!(_mm512_permute_ps::<0b01_00_11_10>(a)),
+            4 => call!(_mm512_shuffle_f32x4::<0b10_11_00_01>(a, a)),
+            _ => call!(_mm512_shuffle_f32x4::<0b01_00_11_10>(a, a)),
+        }
+    }
+    #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> __m512 {
         // SAFETY: the array is 64 readable bytes, and the CPU has the instruction.
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
@@ -161,17 +173,20 @@ impl Wide for Avx512 {
     fn load_e4m3(self, from: &[u8; LANES], scale: __m512) -> __m512 {
         // SAFETY: the array is 16 readable bytes, the load has no alignment, and the CPU has the instruction.
         let codes = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
-        // Sign extension fills the bits above the seven low ones with the sign; one of them stays.
-        let words = self.shl::<20>(call!(_mm512_cvtepi8_epi32(codes)));
-        let bits = self.and_i(words, self.splat_i(0x87f0_0000_u32.cast_signed()));
-        self.mul(self.bit_cast(bits), scale)
+        // Sign extension fills the bits above the seven low ones with the sign; one of them stays. The rest is an f16 of
+        // 2^-8 the value, and widening an f16 is exact and fast for subnormal numbers too.
+        let words = call!(_mm256_cvtepi8_epi16(codes));
+        let words = call!(_mm256_slli_epi16::<7>(words));
+        let mask = call!(_mm256_set1_epi16(E4M3_F16_MASK));
+        let halves = call!(_mm256_and_si256(words, mask));
+        self.mul(call!(_mm512_cvtph_ps(halves)), scale)
     }
     #[inline(always)]
     fn e4m3_scale(self, scale: f32) -> __m512 {
-        self.splat(scale * E4M3_EXPONENT_SHIFT)
+        self.splat(scale * E4M3_F16_SHIFT)
     }
     #[inline(always)]
-    fn load_e2m1(self, from: &[u8; LANES / 2], table: __m512) -> __m512 {
+    fn load_e2m1(self, from: &[u8; LANES / 2], scale: __m512) -> __m512 {
         // SAFETY: the array is 8 readable bytes, the load has no alignment, and the CPU has the instruction.
         let codes = unsafe { _mm_loadl_epi64(from.as_ptr().cast()) };
         // Lanes 0-7 take the first four bytes, lanes 8-15 the others; each shifts its nibble down. The table lookup
@@ -182,11 +197,8 @@ impl Wide for Avx512 {
         let shifts =
             call!(_mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0));
         let nibbles = call!(_mm512_srlv_epi32(words, shifts));
-        call!(_mm512_permutexvar_ps(nibbles, table))
-    }
-    #[inline(always)]
-    fn e2m1_table(self, scale: f32) -> __m512 {
-        self.mul(self.load(&crate::quant::E2M1), self.splat(scale))
+        let table = self.load(&crate::quant::E2M1);
+        self.mul(call!(_mm512_permutexvar_ps(nibbles, table)), scale)
     }
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {

@@ -1,6 +1,7 @@
 //! The vector without intrinsics: what every other one is compared with, and what runs where there is no other.
 
 use super::{Kernel, LANES, Simd, Wide};
+use crate::quant::e2m1_to_f32;
 
 /// One lane: lets [`crate::math`] serve scalars.
 #[derive(Clone, Copy, Debug)]
@@ -215,11 +216,12 @@ impl Simd for Portable {
     }
 }
 
-/// Moves the code's seven low bits to where an `f32` has exponent and mantissa; the value is `2^-120` of the code's.
+/// The value of a code; the NaN codes are 480, as in the vector versions.
 #[inline]
-fn e4m3_bits(code: u8) -> f32 {
+fn e4m3(code: u8) -> f32 {
     let code = u32::from(code);
-    f32::from_bits((code & 0x7f) << 20 | (code & 0x80) << 24)
+    let bits = (code & 0x7f) << 20 | (code & 0x80) << 24;
+    f32::from_bits(bits) * f32::from_bits((120 + 127) << 23)
 }
 
 impl Wide for Portable {
@@ -230,6 +232,14 @@ impl Wide for Portable {
         kernel.run(self)
     }
 
+    #[inline]
+    fn swap<const N: usize>(self, a: Self::F) -> Self::F {
+        let mut out = a;
+        for i in 0..LANES {
+            out[i] = a[i ^ N];
+        }
+        out
+    }
     #[inline]
     fn load(self, from: &[f32; LANES]) -> Self::F {
         *from
@@ -260,26 +270,22 @@ impl Wide for Portable {
     fn load_e4m3(self, from: &[u8; LANES], scale: Self::F) -> Self::F {
         let mut out = scale;
         for (out, &code) in out.iter_mut().zip(from) {
-            *out *= e4m3_bits(code);
+            *out *= e4m3(code);
         }
         out
     }
     #[inline]
     fn e4m3_scale(self, scale: f32) -> Self::F {
-        [scale * E4M3_EXPONENT_SHIFT; LANES]
+        [scale; LANES]
     }
     #[inline]
-    fn load_e2m1(self, from: &[u8; LANES / 2], table: Self::F) -> Self::F {
+    fn load_e2m1(self, from: &[u8; LANES / 2], scale: Self::F) -> Self::F {
         let mut out = [0.0; LANES];
         let (pairs, _) = out.as_chunks_mut::<2>();
         for (pair, &code) in pairs.iter_mut().zip(from) {
-            *pair = [table[usize::from(code & 0xf)], table[usize::from(code >> 4)]];
+            *pair = [e2m1_to_f32(code), e2m1_to_f32(code >> 4)];
         }
-        out
-    }
-    #[inline]
-    fn e2m1_table(self, scale: f32) -> Self::F {
-        map(crate::quant::E2M1, |value| value * scale)
+        self.mul(out, scale)
     }
     #[inline]
     fn sum(self, a: Self::F) -> f32 {
@@ -295,5 +301,10 @@ impl Wide for Portable {
     }
 }
 
-/// `2^120`: the difference of the exponent biases of `f32` and e4m3.
-pub(super) const E4M3_EXPONENT_SHIFT: f32 = f32::from_bits((120 + 127) << 23);
+/// Sign, and the seven bits of an e4m3 code moved to where an f16 has the low four of its exponent and three of its mantissa.
+#[cfg(target_arch = "x86_64")]
+pub(super) const E4M3_F16_MASK: i16 = 0xbf80_u16.cast_signed();
+
+/// `2^8`: the difference of the exponent biases of f16 and e4m3.
+#[cfg(target_arch = "x86_64")]
+pub(super) const E4M3_F16_SHIFT: f32 = 256.0;
