@@ -1,10 +1,8 @@
 //! Time of one exchange between two ranks, both sending a frame of one size at the same moment. A layer makes two,
 //! `dispatch` and `combine`. Peak is the loopback interface or memory; small frames measure the wake-up of a thread.
-#![expect(
-    clippy::unwrap_used,
-    missing_docs,
-    reason = "a bench fails by panicking; macros make items"
-)]
+//!
+//! `cargo bench -p switchyard-benches --bench collective [-- FILTER]`
+#![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::thread;
 use std::time::Duration;
@@ -16,6 +14,9 @@ use switchyard_worker::collective::tcp::{Group, Listener};
 use switchyard_worker::collective::{AllToAll, Direction, Phase, local};
 
 type Collective = Box<dyn AllToAll<Buffer = Vec<u8>>>;
+
+/// A kind of collective, and how to connect two ranks by it.
+type Fabric = (&'static str, fn() -> [Collective; 2]);
 
 /// A peer that is late by so much is a defect.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -59,7 +60,7 @@ fn local_pair() -> [Collective; 2] {
 }
 
 fn exchange(c: &mut Criterion) {
-    let fabrics: [(&str, fn() -> [Collective; 2]); 2] = [("tcp", tcp_pair), ("local", local_pair)];
+    let fabrics: [Fabric; 2] = [("tcp", tcp_pair), ("local", local_pair)];
     for (name, pair) in fabrics {
         let mut group = c.benchmark_group(format!("collective/{name}"));
         for bytes in FRAME_BYTES {
