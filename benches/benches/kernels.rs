@@ -3,6 +3,8 @@
 //!
 //! `cargo bench -p switchyard-benches --bench kernels [-- FILTER]`
 
+#![expect(clippy::expect_used, reason = "a bench whose shapes do not fit should stop")]
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -118,6 +120,7 @@ fn matmul_prefill(c: &mut Criterion) {
 fn attention(c: &mut Criterion) {
     let (num_heads, head_dim, num_keys) = (64, 512, 640);
     let (q, keys) = (ramp(num_heads * head_dim), ramp(num_keys * head_dim));
+    let sink = ramp(num_heads);
     let rows: Vec<&[f32]> = keys.chunks(head_dim).collect();
     let mut out = vec![0.0; q.len()];
     let mut group = c.benchmark_group("sparse_attention");
@@ -126,7 +129,7 @@ fn attention(c: &mut Criterion) {
         group.bench_function(cpu.isa().name(), |b| {
             let args = SparseAttention {
                 q: &q,
-                sink: &vec![0.5; num_heads],
+                sink: &sink,
                 keys: KeyRows::F32(&rows),
                 softmax_scale: 0.044,
                 probabilities: Probabilities::Exact,

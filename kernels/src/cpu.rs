@@ -60,12 +60,20 @@ impl Isa {
 
     /// Every instruction set of this machine, slowest first.
     pub fn available() -> Vec<Self> {
-        let mut all = vec![Self::PORTABLE];
-        #[cfg(target_arch = "x86_64")]
-        all.extend(Avx2::detect().map(|token| Self(Kind::Avx2(token))));
-        #[cfg(target_arch = "x86_64")]
-        all.extend(Avx512::detect().map(|token| Self(Kind::Avx512(token))));
-        all
+        std::iter::once(Self::PORTABLE).chain(Self::vectors()).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn vectors() -> impl Iterator<Item = Self> {
+        let avx2 = Avx2::detect().map(|token| Self(Kind::Avx2(token)));
+        let avx512 = Avx512::detect().map(|token| Self(Kind::Avx512(token)));
+        avx2.into_iter().chain(avx512)
+    }
+
+    /// Other architectures have no vectors of their own yet; the compiler makes some of the portable ones.
+    #[cfg(not(target_arch = "x86_64"))]
+    fn vectors() -> impl Iterator<Item = Self> {
+        std::iter::empty()
     }
 
     /// Lower-case name, as in logs.
