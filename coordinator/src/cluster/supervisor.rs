@@ -254,13 +254,15 @@ impl Supervisor {
 
     async fn expel_silent(&self, cohort: &Cohort) {
         let (silent, _) = self.former.probe(cohort).await;
+        // One whose lease has ended has left already.
+        let silent = silent.into_iter().filter(|(_, member, _)| !member.gone.is_cancelled());
         for (rank, member, error) in silent {
             self.expel(&member, &format!("rank {rank}, {member}, does not answer: {error}"));
         }
     }
 
     fn expel(&self, member: &Member, reason: &str) {
-        warn!(model = %self.model, %member, reason, "worker put out");
+        warn!(model = %self.model, reason, "worker put out");
         self.membership.expel(member.id, reason);
     }
 
