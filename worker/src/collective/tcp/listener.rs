@@ -250,35 +250,35 @@ async fn accept(listener: TcpListener, forming: watch::Sender<Forming>) {
 
 /// Makes a peer of a connection, or refuses it.
 async fn greet(mut stream: TcpStream, mut forming: watch::Receiver<Forming>) {
-    let mut bytes = [0; HELLO_BYTES];
-    let read = timeout(HELLO_DEADLINE, stream.read_exact(&mut bytes)).await;
-    if !matches!(read, Ok(Ok(_))) {
-        debug!("closed: no hello within {HELLO_DEADLINE:?}");
-        return;
-    }
-    let Ok(hello) = Hello::decode(&bytes) else {
-        debug!("closed: not a rank");
-        return;
+    let hello = match read_hello(&mut stream).await {
+        Ok(hello) => hello,
+        Err(reason) => {
+            debug!("closed: {reason}");
+            return;
+        }
     };
     let accepted = match hello {
         Ok(hello) => admit(&hello, &stream, &mut forming).await,
         Err(refusal) => Err(refusal),
     };
-    let result = match accepted {
-        Ok((from, place)) => match hello::welcome(&mut stream).await {
-            Ok(()) => {
-                place.send((from, stream));
-                Ok(())
-            }
-            Err(error) => Err(error),
-        },
-        Err(refusal) => {
-            debug!(refusal, "refused");
-            hello::refuse(&mut stream, &refusal).await
-        }
+    let answered = match accepted {
+        Ok((from, place)) => hello::welcome(&mut stream).await.map(|()| {
+            place.send((from, stream));
+        }),
+        Err(refusal) => hello::refuse(&mut stream, &refusal).await,
     };
-    if let Err(error) = result {
+    if let Err(error) = answered {
         debug!(%error, "closed: it did not wait for the answer");
+    }
+}
+
+/// Reads what a connection says of itself: a hello, or why its speaker is refused. The error says why the connection is
+/// not answered at all.
+async fn read_hello(stream: &mut TcpStream) -> Result<Result<Hello, String>, &'static str> {
+    let mut bytes = [0; HELLO_BYTES];
+    match timeout(HELLO_DEADLINE, stream.read_exact(&mut bytes)).await {
+        Ok(Ok(_)) => Hello::decode(&bytes).map_err(|_| "not a rank"),
+        Ok(Err(_)) | Err(_) => Err("no hello in time"),
     }
 }
 
