@@ -14,6 +14,9 @@ use switchyard_worker::weights::Checkpoint;
 
 use crate::terminal;
 
+#[cfg(test)]
+mod tests;
+
 /// Arguments of `switchyard verify`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -123,12 +126,13 @@ impl Golden {
 
 fn token_ids(tensors: &SafeTensors<'_>) -> anyhow::Result<Vec<u32>> {
     let ids = tensors.tensor("ids").context("it has no tensor \"ids\"")?;
-    let wide: Vec<i64> = match ids.dtype() {
-        Dtype::I64 => ids.data().as_chunks().0.iter().map(|c| i64::from_le_bytes(*c)).collect(),
-        Dtype::I32 => {
-            ids.data().as_chunks().0.iter().map(|c| i32::from_le_bytes(*c).into()).collect()
-        }
-        dtype => bail!("tensor \"ids\" is {dtype:?}, token ids are I64 or I32"),
+    let bytes = ids.data();
+    let wide: Vec<i64> = if ids.dtype() == Dtype::I64 {
+        bytes.as_chunks().0.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect()
+    } else if ids.dtype() == Dtype::I32 {
+        bytes.as_chunks().0.iter().map(|chunk| i32::from_le_bytes(*chunk).into()).collect()
+    } else {
+        bail!("tensor \"ids\" is {:?}, token ids are I64 or I32", ids.dtype())
     };
     wide.into_iter()
         .map(|id| u32::try_from(id).with_context(|| format!("token {id} is no token id")))

@@ -56,7 +56,7 @@ def served_answers(items, args):
 
 
 def local_answers(items, args):
-    """Answers of all items from the exported folder, decoded greedily in batches with the served numerics."""
+    """Answers of all items from the exported folder, greedy, with the served numerics."""
     from local import LocalModel
 
     return LocalModel(args.folder).answers(items, args.thinking, MAX_TOKENS[args.thinking])

@@ -1,6 +1,6 @@
 """Greedy decoding of an exported folder with the training code, many prompts at once.
 
-No cache: every step runs the whole rows again. Slow for its size, but it is the same function as training.
+No cache: every step runs the whole rows again, with the same function as in training.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 import prompt
+from batches import evaluation_batch, greedy_correct
 from load import load_model
 
 ROWS_PER_BATCH = 50
@@ -42,14 +43,26 @@ class LocalModel:
         return [row[len(p) :] for row, p in zip(rows, prompts)]
 
     def answers(self, items, thinking, max_tokens):
-        """Answer texts of single-turn items; in thinking mode (low effort) without the thought."""
-        effort = "low" if thinking else None
-        render = self.renderer
+        """Greedy answer texts of single-turn items; in thinking mode (low effort) without the thought.
+
+        One pass finds the items whose greedy answer is the gold one (see batches.greedy_correct); only the others
+        are decoded token by token.
+        """
+        texts = []
+        for start in range(0, len(items), ROWS_PER_BATCH):
+            chunk = items[start : start + ROWS_PER_BATCH]
+            right = greedy_correct(self.model, *evaluation_batch(self.renderer, chunk, thinking)).tolist()
+            decoded = iter(self.decode([item for item, ok in zip(chunk, right) if not ok], thinking, max_tokens))
+            texts += [item.answer if ok else next(decoded) for item, ok in zip(chunk, right)]
+        return texts
+
+    def decode(self, items, thinking, max_tokens):
+        """Token-by-token greedy answer texts of single-turn items."""
+        effort, render = "low" if thinking else None, self.renderer
         prompts = [render.opening(json_mode=i.json_mode, effort=effort) + render.turn(i, thinking)[0] for i in items]
         texts = []
-        for start in range(0, len(prompts), ROWS_PER_BATCH):
-            for ids in self.complete(prompts[start : start + ROWS_PER_BATCH], max_tokens):
-                if thinking and prompt.END_THINK in ids:
-                    ids = ids[ids.index(prompt.END_THINK) + 1 :]
-                texts.append(self.tokenizer.decode(ids, skip_special_tokens=False))
+        for ids in self.complete(prompts, max_tokens):
+            if thinking and prompt.END_THINK in ids:
+                ids = ids[ids.index(prompt.END_THINK) + 1 :]
+            texts.append(self.tokenizer.decode(ids, skip_special_tokens=False))
         return texts

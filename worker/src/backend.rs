@@ -314,7 +314,7 @@ pub trait Backend: fmt::Debug + Send + Sized {
     fn sample(&mut self, logits: &Self::Tensor, requests: &[SampleRequest<'_>]) -> Vec<Sample>;
 }
 
-/// Size of a rank's share in an exchange, for messages.
+/// The rank of index `rank` among an exchange's buffers.
 pub(crate) fn peer(rank: usize) -> EpRank {
     EpRank(u32::try_from(rank).unwrap_or(u32::MAX))
 }

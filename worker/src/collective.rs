@@ -87,7 +87,7 @@ pub enum Error {
         /// What was wrong.
         detail: String,
     },
-    /// [`AllToAll::abort`] was called.
+    /// [`AbortHandle::abort`] was called.
     #[error("the exchange was aborted before {phase}")]
     Aborted {
         /// The exchange that was to begin or was under way.

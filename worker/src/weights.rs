@@ -1,8 +1,8 @@
 //! The checkpoint: opened through a memory map and checked in full before a number of it is used.
 //!
-//! - [`table`]: names, shapes, types and byte ranges, from the headers of the safetensors files.
-//! - [`layout`]: the tensors that a model of a given configuration consists of.
-//! - [`fingerprint`]: by which the ranks of a group know that they hold the same checkpoint.
+//! - `table`: names, shapes, types and byte ranges, from the headers of the safetensors files.
+//! - `layout`: the tensors that a model of a given configuration consists of.
+//! - [`fingerprint()`]: by which the ranks of a group know that they hold the same checkpoint.
 //!
 //! Files are not trusted: whatever they contain, opening either succeeds or returns an [`Error`] that names the file
 //! and the tensor.

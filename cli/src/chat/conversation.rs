@@ -147,7 +147,9 @@ impl Conversation {
                 show(&piece.content);
                 told.content.push_str(&piece.content);
             }
-            told.finish_reason = piece.finish_reason.or(told.finish_reason.take());
+            if piece.finish_reason.is_some() {
+                told.finish_reason = piece.finish_reason;
+            }
             told.completion_tokens = piece.completion_tokens.or(told.completion_tokens);
         }
         Ok(())

@@ -71,11 +71,13 @@ impl Progress {
 
 /// The phase without figures that change often.
 fn headline(phase: &Phase) -> String {
-    match phase {
-        Phase::WaitingForWorkers { .. } => "starting workers".to_owned(),
-        Phase::Loading { ranks } => format!("loading on {} workers", ranks.len()),
-        phase => phase.to_string(),
+    if let Phase::WaitingForWorkers { .. } = phase {
+        return "starting workers".to_owned();
     }
+    if let Phase::Loading { ranks } = phase {
+        return format!("loading on {} workers", ranks.len());
+    }
+    phase.to_string()
 }
 
 // === impl ModelProgress ===

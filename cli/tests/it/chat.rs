@@ -12,7 +12,7 @@ async fn chat(args: &[&str], input: &str) -> (bool, String, String) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
-    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("ends");
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap();
     let output = output.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))

@@ -77,7 +77,7 @@ pub(crate) async fn run(args: &[&str]) -> (ExitStatus, String) {
 
 /// Runs a command to its end; status and everything it wrote.
 pub(crate) async fn finish(command: &mut Command) -> (ExitStatus, String) {
-    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("ends").unwrap();
+    let output = tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap();
     let mut text = String::from_utf8(output.stdout).unwrap();
     text.push_str(&String::from_utf8(output.stderr).unwrap());
     (output.status, text)
@@ -96,9 +96,8 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    if tokio::time::timeout(PATIENCE, waited).await.is_err() {
-        panic!("waited in vain: {what}");
-    }
+    let in_time = tokio::time::timeout(PATIENCE, waited).await.is_ok();
+    assert!(in_time, "waited in vain: {what}");
 }
 
 // === impl Process ===
@@ -145,7 +144,7 @@ impl Process {
 
     /// Waits for its end; status and everything it wrote.
     pub(crate) async fn wait(mut self) -> (ExitStatus, String) {
-        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("ends");
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await.unwrap();
         while let Some(line) = self.lines.recv().await {
             self.output.push_str(&line);
             self.output.push('\n');

@@ -1,6 +1,6 @@
 //! The life of a cluster: it comes up, serves, survives, and leaves nothing behind.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use switchyard_proto::inference::inference_client::InferenceClient;
 use switchyard_proto::inference::{ChatRequest, Message};
 
@@ -93,7 +93,7 @@ async fn a_running_answer_may_finish_after_ctrl_c() {
     request["stream"] = json!(true);
     request["ignore_eos"] = json!(true);
     let mut stream = up.stream(&request).await;
-    stream.chunk().await.unwrap().expect("the answer has begun");
+    stream.chunk().await.unwrap().unwrap();
     up.process.signal("INT").await;
     let mut text = String::new();
     while let Some(bytes) = stream.chunk().await.unwrap() {
@@ -118,6 +118,39 @@ async fn a_worker_that_dies_is_started_again() {
     .await;
     eventually("the cluster is ready again", async || up.chat(&question(8)).await.0 == 200).await;
     assert_eq!(up.answer().await, before);
+    up.stop().await;
+}
+
+#[tokio::test]
+async fn streams_outlive_the_death_of_a_worker() {
+    let up = Up::start(&[]).await;
+    let mut request = question(160);
+    request["ignore_eos"] = json!(true);
+    let (_, undisturbed) = up.chat(&request).await;
+    let undisturbed = undisturbed["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+
+    // One stream on each rank, so that whoever dies holds one of them.
+    request["stream"] = json!(true);
+    let mut streams = [up.stream(&request).await, up.stream(&request).await];
+    let mut texts = [String::new(), String::new()];
+    for (stream, text) in streams.iter_mut().zip(&mut texts) {
+        while text.matches("\"content\":").count() < 8 {
+            let bytes = stream.chunk().await.unwrap().unwrap();
+            text.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
+    }
+    signal(up.process.children()[1], "KILL").await;
+    for (stream, text) in streams.iter_mut().zip(&mut texts) {
+        while let Some(bytes) = stream.chunk().await.unwrap() {
+            text.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+        let events = text.split("data: ").filter_map(|event| serde_json::from_str(event).ok());
+        let pieces = events.filter_map(|event: Value| {
+            event["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
+        });
+        assert_eq!(pieces.collect::<String>(), undisturbed);
+    }
     up.stop().await;
 }
 

@@ -3,31 +3,8 @@
 use switchyard_proto::cluster::cluster_client::ClusterClient;
 use switchyard_proto::cluster::{Device, RegisterRequest};
 
+use crate::by_hand::{coordinator, worker_args};
 use crate::harness::{Process, copy_of_demo_model, demo_model, program, run};
-
-/// A coordinator that serves the demo model, and its gRPC address.
-async fn coordinator(data: &std::path::Path) -> (Process, String) {
-    let model = format!("demo={}", demo_model().display());
-    let data = data.to_str().unwrap();
-    let args = ["coordinator", "--model", &model, "--data", data];
-    let more = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--log-format", "json"];
-    let args: Vec<_> = args.iter().chain(&more).copied().collect();
-    let mut process = Process::start(&mut program(&args));
-    let line = process.line_with("coordinator listens").await;
-    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
-    let address = event["grpc"].as_str().unwrap().to_owned();
-    (process, address)
-}
-
-/// Arguments of a worker of a group of two.
-fn worker_args(grpc: &str, model: &std::path::Path) -> Vec<String> {
-    let words = ["worker", "--world-size", "2", "--control", "127.0.0.1:0"];
-    let mut args: Vec<_> = words.map(str::to_owned).to_vec();
-    args.extend(["--data-plane".to_owned(), "127.0.0.1:0".to_owned()]);
-    args.extend(["--coordinator".to_owned(), format!("http://{grpc}")]);
-    args.extend(["--model".to_owned(), format!("demo={}", model.display())]);
-    args
-}
 
 async fn run_worker(args: &[String], more: &[&str]) -> (std::process::ExitStatus, String) {
     let args: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
@@ -37,8 +14,9 @@ async fn run_worker(args: &[String], more: &[&str]) -> (std::process::ExitStatus
 #[tokio::test]
 async fn a_worker_with_another_checkpoint() {
     let data = tempfile::tempdir().unwrap();
-    let (coordinator, grpc) = coordinator(data.path()).await;
-    let first = worker_args(&grpc, &demo_model());
+    let (coordinator, addresses) = coordinator(data.path()).await;
+    let grpc = addresses["grpc"].as_str().unwrap();
+    let first = worker_args(grpc, &demo_model());
     let first: Vec<_> = first.iter().map(String::as_str).chain(["--log", "info"]).collect();
     let mut first = Process::start(&mut program(&first));
     first.line_with("registered").await;
@@ -47,7 +25,7 @@ async fn a_worker_with_another_checkpoint() {
     let path = other.path().join("config.json");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, format!("{text}\n")).unwrap();
-    let (status, output) = run_worker(&worker_args(&grpc, other.path()), &[]).await;
+    let (status, output) = run_worker(&worker_args(grpc, other.path()), &[]).await;
     assert!(!status.success(), "{output}");
     assert!(output.contains("checkpoint"), "{output}");
     drop((first, coordinator));
@@ -56,8 +34,9 @@ async fn a_worker_with_another_checkpoint() {
 #[tokio::test]
 async fn a_worker_of_an_unknown_model_or_other_numerics() {
     let data = tempfile::tempdir().unwrap();
-    let (coordinator, grpc) = coordinator(data.path()).await;
-    let args = worker_args(&grpc, &demo_model());
+    let (coordinator, addresses) = coordinator(data.path()).await;
+    let grpc = addresses["grpc"].as_str().unwrap();
+    let args = worker_args(grpc, &demo_model());
     let (status, output) = run_worker(&args, &["--numerics", "exact"]).await;
     assert!(!status.success() && output.contains("exact"), "{output}");
     let args: Vec<_> = args.iter().map(|word| word.replace("demo=", "stranger=")).collect();
@@ -69,7 +48,8 @@ async fn a_worker_of_an_unknown_model_or_other_numerics() {
 #[tokio::test]
 async fn a_worker_of_another_version() {
     let data = tempfile::tempdir().unwrap();
-    let (coordinator, grpc) = coordinator(data.path()).await;
+    let (coordinator, addresses) = coordinator(data.path()).await;
+    let grpc = addresses["grpc"].as_str().unwrap();
     let mut client = ClusterClient::connect(format!("http://{grpc}")).await.unwrap();
     let request = RegisterRequest {
         version: "0.0.1-other".to_owned(),

@@ -33,15 +33,17 @@ impl<F: Format<B>, const B: usize> Tiles<'_, F, B> {
     #[inline(always)]
     pub(super) fn run<S: Wide>(mut self, s: S) {
         for row in (0..self.weights.rows()).step_by(ROW_GROUP) {
-            if self.x.num_tokens > 1 {
-                for token in (0..self.x.num_tokens).step_by(TOKEN_BLOCK) {
-                    self.widened(s, token, row);
+            match self.x.num_tokens {
+                1 if S::MANY_REGISTERS => self.direct::<S, 1, 8>(s, row),
+                2 if S::MANY_REGISTERS => self.direct::<S, 2, 8>(s, row),
+                3 | 4 if S::MANY_REGISTERS => self.direct::<S, 4, 4>(s, row),
+                1 => self.direct::<S, 1, 4>(s, row),
+                2 => self.direct::<S, 2, 2>(s, row),
+                num_tokens => {
+                    for token in (0..num_tokens).step_by(TOKEN_BLOCK) {
+                        self.widened(s, token, row);
+                    }
                 }
-            } else if S::MANY_REGISTERS {
-                self.direct::<S, ROW_GROUP>(s, row);
-            } else {
-                self.direct::<S, { ROW_GROUP / 2 }>(s, row);
-                self.direct::<S, { ROW_GROUP / 2 }>(s, row + ROW_GROUP / 2);
             }
         }
     }
@@ -57,14 +59,23 @@ impl<F: Format<B>, const B: usize> Tiles<'_, F, B> {
         rows
     }
 
-    /// `R` rows for the one token, each weight widened in registers.
+    /// [`ROW_GROUP`] rows, `R` at a time, for up to `T` tokens, each weight widened in registers. Tokens past the end repeat the
+    /// last one, and their results are dropped.
     #[inline(always)]
-    fn direct<S: Wide, const R: usize>(&mut self, s: S, row: usize) {
-        let mut acc = [s.splat(0.0); R];
-        accumulate(s, self.format, self.x.rows.row(0), &self.rows(row), &mut acc);
-        let num_rows = self.weights.rows().saturating_sub(row);
-        for (r, &acc) in acc.iter().take(num_rows).enumerate() {
-            self.out.set(0, row + r, s.sum(acc));
+    fn direct<S: Wide, const T: usize, const R: usize>(&mut self, s: S, first_row: usize) {
+        let mut x = [self.x.rows.row(0); T];
+        for (t, x) in x.iter_mut().enumerate() {
+            *x = self.x.rows.row(t.min(self.x.num_tokens - 1));
+        }
+        let end = self.weights.rows().min(first_row + ROW_GROUP);
+        for row in (first_row..end).step_by(R) {
+            let mut acc = [[s.splat(0.0); R]; T];
+            accumulate(s, self.format, x, &self.rows(row), &mut acc);
+            for (t, acc) in acc.iter().take(self.x.num_tokens).enumerate() {
+                for (r, &acc) in acc.iter().take(end - row).enumerate() {
+                    self.out.set(t, row + r, s.sum(acc));
+                }
+            }
         }
     }
 
@@ -77,9 +88,7 @@ impl<F: Format<B>, const B: usize> Tiles<'_, F, B> {
         let mut widened = [[[0.0; LANES]; ROW_GROUP]; WIDENED_VECTORS];
         for first in (0..self.x.rows.len).step_by(WIDENED_VECTORS) {
             let len = WIDENED_VECTORS.min(self.x.rows.len - first);
-            for (r, row) in rows.iter().enumerate() {
-                widen(s, self.format, row, first, (&mut widened[..len], r));
-            }
+            widen(s, self.format, &rows, first, &mut widened[..len]);
             let x = Rows { offset: self.x.rows.offset + first, len, ..self.x.rows };
             let tokens = token..token + num_tokens;
             s.outline(Multiply { x, tokens, widened: &widened, lanes: &mut lanes });
@@ -100,65 +109,75 @@ impl Out<'_> {
     }
 }
 
-/// `acc[r] += x * w[r]` over whole rows.
+/// `acc[t][r] += x[t] * w[r]` over whole rows.
 #[inline(always)]
-fn accumulate<S: Wide, F: Format<B>, const B: usize, const R: usize>(
+fn accumulate<S: Wide, F: Format<B>, const B: usize, const T: usize, const R: usize>(
     s: S,
     format: F,
-    x: &[Lanes],
+    x: [&[Lanes]; T],
     rows: &[Row<'_, B>; R],
-    acc: &mut [S::F; R],
+    acc: &mut [[S::F; R]; T],
 ) {
     let num_whole = rows[0].chunks.len();
-    let (x, x_tail) = x.split_at(num_whole);
     let mut chunks = [&rows[0].chunks[..num_whole]; R];
     for (chunks, row) in chunks.iter_mut().zip(rows) {
         *chunks = &row.chunks[..num_whole];
     }
     let run_vectors = SCALE_RUN * F::VECTORS_PER_SCALE;
-    for (run, x) in x.chunks(run_vectors).enumerate() {
+    for run in (0..num_whole).step_by(run_vectors) {
         let mut scales = [[0.0; SCALE_RUN]; R];
         for (scales, row) in scales.iter_mut().zip(rows) {
-            let codes = row.scales.get(run * SCALE_RUN..).unwrap_or(&[]);
+            let codes = row.scales.get(run / F::VECTORS_PER_SCALE..).unwrap_or(&[]);
             for (scale, &code) in scales.iter_mut().zip(codes) {
                 *scale = scale_of(code);
             }
         }
-        for (block, x) in x.chunks(F::VECTORS_PER_SCALE).enumerate() {
-            let first = run * run_vectors + block * F::VECTORS_PER_SCALE;
-            for (i, x) in x.iter().enumerate() {
-                let x = s.load(x);
-                for ((acc, chunks), scales) in acc.iter_mut().zip(chunks).zip(&scales) {
-                    let scale = format.scale(s, scales[block]);
-                    *acc = s.mul_add(x, format.widen(s, &chunks[first + i], scale), *acc);
+        for k in run..num_whole.min(run + run_vectors) {
+            let mut xs = [s.splat(0.0); T];
+            for (xs, x) in xs.iter_mut().zip(x) {
+                *xs = s.load(&x[k]);
+            }
+            for r in 0..R {
+                let scale = format.scale(s, scales[r][(k - run) / F::VECTORS_PER_SCALE]);
+                let w = format.widen(s, &chunks[r][k], scale);
+                for (acc, &x) in acc.iter_mut().zip(&xs) {
+                    acc[r] = s.mul_add(x, w, acc[r]);
                 }
             }
         }
     }
-    for x in x_tail {
-        for (acc, row) in acc.iter_mut().zip(rows) {
-            let scale = format.scale(s, row.scale_of(num_whole / F::VECTORS_PER_SCALE));
-            *acc = s.mul_add(s.load(x), format.widen(s, &row.tail, scale), *acc);
+    if num_whole < x[0].len() {
+        for r in 0..R {
+            let scale = format.scale(s, rows[r].scale_of(num_whole / F::VECTORS_PER_SCALE));
+            let w = format.widen(s, &rows[r].tail, scale);
+            for (acc, x) in acc.iter_mut().zip(x) {
+                acc[r] = s.mul_add(s.load(&x[num_whole]), w, acc[r]);
+            }
         }
     }
 }
 
-/// Widens the vectors of a row from `first` on, which is where a scale begins, into column `r` of `out`.
+/// Widens the vectors of the rows from `first` on, which is where a scale begins. All rows advance together, so that each is
+/// one long stream to the memory prefetcher.
 #[inline(always)]
 fn widen<S: Wide, F: Format<B>, const B: usize>(
     s: S,
     format: F,
-    row: &Row<'_, B>,
+    rows: &[Row<'_, B>; ROW_GROUP],
     first: usize,
-    (out, r): (&mut [[Lanes; ROW_GROUP]], usize),
+    out: &mut [[Lanes; ROW_GROUP]],
 ) {
-    let per_scale = F::VECTORS_PER_SCALE;
-    for (j, out) in out.chunks_mut(per_scale).enumerate() {
-        let first = first + j * per_scale;
-        let scale = format.scale(s, row.scale_of(first / per_scale));
+    for (j, out) in out.chunks_mut(F::VECTORS_PER_SCALE).enumerate() {
+        let first = first + j * F::VECTORS_PER_SCALE;
+        let mut scales = [s.splat(1.0); ROW_GROUP];
+        for (scale, row) in scales.iter_mut().zip(rows) {
+            *scale = format.scale(s, row.scale_of(first / F::VECTORS_PER_SCALE));
+        }
         for (i, out) in out.iter_mut().enumerate() {
-            let codes = row.chunks.get(first + i).unwrap_or(&row.tail);
-            s.store(format.widen(s, codes, scale), &mut out[r]);
+            for ((row, &scale), out) in rows.iter().zip(&scales).zip(out) {
+                let codes = row.chunks.get(first + i).unwrap_or(&row.tail);
+                s.store(format.widen(s, codes, scale), out);
+            }
         }
     }
 }

@@ -142,10 +142,10 @@ fn impossible_sampling_parameters_are_named() {
         let error = check_sampling(SequenceId(1), &params).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     };
-    bad(SamplingParams { temperature: f32::NAN, ..good.clone() }, "temperature NaN");
-    bad(SamplingParams { temperature: -0.5, ..good.clone() }, "temperature -0.5");
-    bad(SamplingParams { top_p: 0.0, ..good.clone() }, "top_p 0");
-    bad(SamplingParams { top_p: 1.5, ..good.clone() }, "top_p 1.5");
+    bad(SamplingParams { temperature: f32::NAN, ..good }, "temperature NaN");
+    bad(SamplingParams { temperature: -0.5, ..good }, "temperature -0.5");
+    bad(SamplingParams { top_p: 0.0, ..good }, "top_p 0");
+    bad(SamplingParams { top_p: 1.5, ..good }, "top_p 1.5");
     bad(SamplingParams { num_top_logprobs: 21, ..good }, "21 top_logprobs");
 }
 

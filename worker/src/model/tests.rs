@@ -8,7 +8,7 @@ use crate::backend::cpu::CpuTensor;
 use crate::collective::local::{self, Local};
 use crate::collective::{AbortHandle, Direction, Phase};
 use crate::step::{SamplingParams, SequenceChunk};
-use crate::verify::tests::{golden, golden_ids, micro};
+use crate::verify::tests::{golden, golden_ids, micro, tiny_b};
 
 mod exchange;
 mod layers;
@@ -26,7 +26,14 @@ fn checkpoint() -> Checkpoint {
 }
 
 fn load(numerics: Numerics, rank: u32, world_size: usize) -> RankModel {
-    let checkpoint = checkpoint();
+    load_from(&checkpoint(), numerics, (rank, world_size))
+}
+
+fn load_from(
+    checkpoint: &Checkpoint,
+    numerics: Numerics,
+    (rank, world_size): (u32, usize),
+) -> RankModel {
     let config = checkpoint.config();
     let placement =
         Placement::contiguous(config.num_hidden_layers, config.n_routed_experts, world_size);
@@ -37,7 +44,7 @@ fn load(numerics: Numerics, rank: u32, world_size: usize) -> RankModel {
         limits: LIMITS,
         num_threads: NonZeroUsize::MIN,
     };
-    RankModel::load(&checkpoint, &options, &mut |_| {}).unwrap()
+    RankModel::load(checkpoint, &options, &mut |_| {}).unwrap()
 }
 
 fn mesh(world_size: usize) -> Vec<Local> {

@@ -25,7 +25,7 @@ pub(crate) fn micro() -> PathBuf {
 }
 
 /// A bigger set of goldens, which is not in the repository.
-fn tiny_b() -> Option<PathBuf> {
+pub(crate) fn tiny_b() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden/tiny-b");
     dir.is_dir().then_some(dir)
 }

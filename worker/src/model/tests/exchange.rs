@@ -2,13 +2,16 @@
 
 use super::*;
 
+/// What happens to a frame.
+type Spoil = fn(&mut Vec<u8>);
+
 /// A collective that spoils what rank 0 receives from itself in one phase.
 #[derive(Debug)]
 struct Spoiler {
     inner: Local,
     layer: u32,
     direction: Direction,
-    spoil: fn(&mut Vec<u8>),
+    spoil: Spoil,
 }
 
 impl AllToAll for Spoiler {
@@ -54,8 +57,8 @@ fn a_malformed_frame_names_its_sender_and_the_step_is_undone() {
     let mut undisturbed = load(Numerics::Exact, 0, 1);
     good(&mut undisturbed, 1, &begin);
     let expected = good(&mut undisturbed, 2, &decode);
-    let spoils: [(_, fn(&mut Vec<u8>)); 4] = [
-        (Direction::Dispatch, |frame| drop(frame.pop())),
+    let spoils: [(Direction, Spoil); 4] = [
+        (Direction::Dispatch, |frame| frame.truncate(frame.len() - 1)),
         (Direction::Dispatch, |frame| frame[12] = 99),
         (Direction::Combine, Vec::clear),
         (Direction::Combine, |frame| frame.push(0)),

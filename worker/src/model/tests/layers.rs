@@ -2,24 +2,21 @@
 //! once, rounding makes tiny random models chaotic.
 
 use super::*;
+use std::path::Path;
 
-/// How far two rows of one layer may be apart.
-#[derive(Debug)]
-struct Distance {
-    rms: f64,
-    max: f32,
-}
-
-fn distance(ours: &[f32], golden: &[f32]) -> Distance {
+/// Root of the mean squared difference.
+fn rms_difference(ours: &[f32], golden: &[f32]) -> f64 {
     assert_eq!(ours.len(), golden.len());
     let differences = ours.iter().zip(golden).map(|(a, b)| (a - b).abs());
-    let squares: f64 = differences.clone().map(|d| f64::from(d) * f64::from(d)).sum();
-    Distance { rms: (squares / ours.len() as f64).sqrt(), max: differences.fold(0.0, f32::max) }
+    let squares: f64 = differences.map(|d| f64::from(d) * f64::from(d)).sum();
+    (squares / ours.len() as f64).sqrt()
 }
 
 /// Outputs of attention and experts, and the streams, of every layer, each computed from the golden streams before it.
-fn forced_layers(numerics: Numerics, file: &std::path::Path, prefix: &str) -> Vec<[Vec<f32>; 3]> {
-    let mut model = load(numerics, 0, 1);
+fn forced_layers(numerics: Numerics, dir: &Path, prefix: &str) -> Vec<[Vec<f32>; 3]> {
+    let checkpoint = Checkpoint::open(&dir.join("q")).unwrap();
+    let mut model = load_from(&checkpoint, numerics, (0, 1));
+    let file = &dir.join("golden/short.safetensors");
     let ids = golden_ids(file);
     let mut local = mesh(1).remove(0);
     let batch = batch(vec![prefill(0, 0, &ids, None)]);
@@ -53,28 +50,28 @@ fn forced_layers(numerics: Numerics, file: &std::path::Path, prefix: &str) -> Ve
     layers
 }
 
-/// Expects every layer's tensors within `rms` of the golden ones, whose own rms is about 1.
-fn check(numerics: Numerics, prefix: &str, rms: f64) {
-    let file = micro().join("golden/short.safetensors");
-    for (index, ours) in forced_layers(numerics, &file, prefix).iter().enumerate() {
-        for (ours, name) in ours.iter().zip(["attn_out", "ffn_out", "hidden"]) {
-            let distance = distance(ours, &golden(&file, &format!("{prefix}.L{index}.{name}")));
-            println!("{prefix}.L{index}.{name}: {distance:?}");
-            assert!(distance.rms <= rms, "{prefix}.L{index}.{name}: {distance:?}");
+#[test]
+fn official_layers_are_the_reference_s() {
+    for dir in [Some(micro()), tiny_b()].into_iter().flatten() {
+        let file = dir.join("golden/short.safetensors");
+        for (index, ours) in
+            forced_layers(Numerics::Official, &dir, "q.official").iter().enumerate()
+        {
+            for (ours, name) in ours.iter().zip(["attn_out", "ffn_out", "hidden"]) {
+                let name = format!("q.official.L{index}.{name}");
+                let difference = rms_difference(ours, &golden(&file, &name));
+                println!("{} {name}: {difference:e}", dir.display());
+                // The golden numbers' own rms is about 1.
+                assert!(difference <= 2e-4, "{} {name}: {difference}", dir.display());
+            }
         }
     }
 }
 
 #[test]
-fn official_layers_are_the_reference_s() {
-    check(Numerics::Official, "q.official", 2e-4);
-}
-
-#[test]
-fn official_layers_are_not_the_exact_ones() {
-    // The tolerance above means something: exact layers are far outside of it.
-    let file = micro().join("golden/short.safetensors");
-    let exact = &forced_layers(Numerics::Exact, &file, "q.official")[1][2];
-    let golden = golden(&file, "q.official.L1.hidden");
-    assert!(distance(exact, &golden).rms > 8e-3, "{:?}", distance(exact, &golden));
+fn exact_layers_are_outside_of_that_tolerance() {
+    let exact = &forced_layers(Numerics::Exact, &micro(), "q.official")[1][2];
+    let golden = golden(&micro().join("golden/short.safetensors"), "q.official.L1.hidden");
+    let difference = rms_difference(exact, &golden);
+    assert!(difference > 8e-3, "{difference}");
 }
