@@ -72,6 +72,7 @@ GENERATION = {
     "do_sample": True,
     "temperature": 1.0,
     "top_p": 1.0,
+    "default_thinking": False,
 }
 
 TOKENIZER = {
