@@ -13,6 +13,8 @@
 //! - [`math`]: the elementary functions that all of them share.
 //! - [`mmap`]: checkpoint files as memory.
 //!
+//! With the feature `cuda`, `cuda` holds the GPU's versions of all of them; their sources are in the folder `cuda/`.
+//!
 //! # Numbers
 //!
 //! All activations are `f32`. The bits of every result depend on the op's inputs only: not on the number of tokens in the
@@ -47,6 +49,8 @@ pub mod combine;
 pub mod sampling;
 pub mod math;
 pub mod mmap;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod simd;
 #[cfg(test)]
 mod testing;
