@@ -59,6 +59,22 @@ pub(crate) fn default_data_dir() -> PathBuf {
     }
 }
 
+/// Where compiled GPU kernels are kept unless told otherwise: in the user's cache directory for this program,
+/// `$XDG_CACHE_HOME/switchyard` or `~/.cache/switchyard`; for a user without a home in the current directory.
+pub(crate) fn default_kernel_cache() -> PathBuf {
+    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    kernel_cache_in(xdg, std::env::home_dir())
+}
+
+fn kernel_cache_in(xdg: Option<PathBuf>, home: Option<PathBuf>) -> PathBuf {
+    let dir = match (xdg, home) {
+        (Some(xdg), _) if xdg.is_absolute() => xdg.join("switchyard"),
+        (_, Some(home)) if home.is_absolute() => home.join(".cache/switchyard"),
+        _ => PathBuf::from(".switchyard"),
+    };
+    dir.join("kernels")
+}
+
 // === impl Problems ===
 
 impl Problems {

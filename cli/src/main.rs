@@ -6,6 +6,8 @@
 //! - [`keys`]: API keys.
 //! - [`coordinator`], [`worker`]: the two kinds of process of a cluster, started one by one.
 //! - [`verify`]: compares a model's logits with a golden file.
+//! - `bench`: measures steps and kernels.
+//! - `compile_kernels`: fills the folder of GPU kernels without a GPU.
 //!
 //! Configuration is read here and nowhere else: flags, environment and file become checked options of the
 //! libraries. Only this crate prints, and only this crate uses `anyhow`.
@@ -21,6 +23,9 @@ mod keys;
 mod coordinator;
 mod worker;
 mod verify;
+mod bench;
+#[cfg(feature = "cuda")]
+mod compile_kernels;
 mod config;
 mod models;
 mod data_dir;
@@ -55,6 +60,11 @@ enum Command {
     Worker(worker::Args),
     /// Compare a model's logits with those of a golden file.
     Verify(verify::Args),
+    /// Measure a step of a model, or the kernels of a GPU.
+    Bench(bench::Args),
+    /// Compile the GPU kernels ahead of time, for a container image say. Needs no GPU.
+    #[cfg(feature = "cuda")]
+    CompileKernels(compile_kernels::Args),
 }
 
 fn main() -> ExitCode {
@@ -97,5 +107,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Coordinator(args) => coordinator::run(args, &cli.log).await,
         Command::Worker(args) => worker::run(args, &cli.log).await,
         Command::Verify(args) => tokio::task::block_in_place(|| verify::run(args)),
+        Command::Bench(args) => tokio::task::block_in_place(|| bench::run(args)),
+        #[cfg(feature = "cuda")]
+        Command::CompileKernels(args) => {
+            tokio::task::block_in_place(|| compile_kernels::run(&args))
+        }
     }
 }

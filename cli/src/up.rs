@@ -12,6 +12,7 @@ use switchyard_coordinator::engine::status::GroupStatus;
 use switchyard_coordinator::metric_definitions;
 use switchyard_coordinator::options::{Limits, Options, Secret};
 use switchyard_coordinator::server::{self, Bound, Coordinator};
+use switchyard_worker::backend::device::Device;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
@@ -23,14 +24,16 @@ use crate::coordinator::{DEFAULT_GRPC, DEFAULT_HTTP, Numerics, model_options, wi
 use crate::data_dir::DataDir;
 use crate::models::{self, ModelArg};
 use crate::shutdown::Signals;
-use crate::telemetry;
+use crate::{config, telemetry};
 
 mod screen;
 mod supervisor;
 mod progress;
 mod banner;
+mod devices;
 
 use banner::Banner;
+use devices::Devices;
 use progress::Progress;
 use screen::Screen;
 use supervisor::{Event, Exit, Spec, Supervisor, WorkerName};
@@ -64,6 +67,12 @@ pub(crate) struct Args {
     /// Arithmetic that the workers compute in.
     #[arg(long, env = "SWITCHYARD_NUMERICS", value_enum, default_value_t)]
     numerics: Numerics,
+    /// Where the workers compute: `cpu`; `cuda`, each worker on the next GPU; or `cuda:N`, all on one.
+    #[arg(long, env = "SWITCHYARD_DEVICE", default_value = "cpu", value_name = "DEVICE")]
+    device: Devices,
+    /// Folder of compiled GPU kernels [default: the user's cache folder].
+    #[arg(long, env = "SWITCHYARD_KERNEL_CACHE", value_name = "DIR")]
+    kernel_cache: Option<PathBuf>,
 }
 
 /// A cluster that is coming up or serves.
@@ -117,6 +126,14 @@ pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<Exi
         Some(_) => None,
         None => Some(data.dev_key_or_create()?),
     };
+    let devices = tokio::task::block_in_place(|| {
+        args.device.prepare(
+            args.workers * models.len(),
+            args.numerics,
+            &kernel_cache(&args),
+            &screen,
+        )
+    })?;
     let signals = Signals::install()?;
     let key = args.api_key.clone().or_else(|| dev_key.clone());
     let bound = Coordinator::bind(options(&args, &models, &data, key)?).await.map_err(with_hint)?;
@@ -130,7 +147,7 @@ pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<Exi
         program: banner::program_to_type(),
         is_default: args.http == DEFAULT_HTTP && args.data.is_none() && dev_key.is_some(),
     };
-    let specs = worker_specs(&args, &models, &bound, log)?;
+    let specs = worker_specs(&args, &models, &devices, &bound, log)?;
     let statuses = bound.statuses();
     let stop = CancellationToken::new();
     let mut cluster = Cluster {
@@ -181,10 +198,15 @@ fn options(
     })
 }
 
+fn kernel_cache(args: &Args) -> PathBuf {
+    args.kernel_cache.clone().unwrap_or_else(config::default_kernel_cache)
+}
+
 /// How each worker is started: this program, with addresses of this machine and its share of the processors.
 fn worker_specs(
     args: &Args,
     models: &[ModelArg],
+    devices: &[Device],
     bound: &Bound,
     log: &telemetry::Args,
 ) -> anyhow::Result<Vec<Spec>> {
@@ -193,6 +215,7 @@ fn worker_specs(
     let threads = (processors / (args.workers * models.len())).max(1);
     let coordinator = format!("http://{}", banner::reachable(bound.grpc_addr()));
     let mut specs = Vec::new();
+    let mut devices = devices.iter();
     for model in models {
         let words = [
             ("--log", log.log.clone().unwrap_or_else(|| "warn".to_owned())),
@@ -204,16 +227,20 @@ fn worker_specs(
             ("--control", "127.0.0.1:0".to_owned()),
             ("--data-plane", "127.0.0.1:0".to_owned()),
             ("--threads", threads.to_string()),
+            ("--kernel-cache", kernel_cache(args).display().to_string()),
         ];
         let mut arguments = vec!["worker".to_owned(), "--exit-with-stdin".to_owned()];
         arguments.extend(words.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
         if let Some(endpoint) = &log.otlp_endpoint {
             arguments.extend(["--otlp-endpoint".to_owned(), endpoint.clone()]);
         }
-        specs.extend((1..=args.workers).map(|number| Spec {
-            name: WorkerName { model: model.id.clone(), number },
-            program: program.clone(),
-            args: arguments.clone(),
+        specs.extend((1..=args.workers).zip(&mut devices).map(|(number, device)| {
+            let device = ["--device".to_owned(), device.to_string()];
+            Spec {
+                name: WorkerName { model: model.id.clone(), number },
+                program: program.clone(),
+                args: arguments.iter().cloned().chain(device).collect(),
+            }
         }));
     }
     Ok(specs)

@@ -9,10 +9,11 @@ use anyhow::{Context as _, bail, ensure};
 use safetensors::{Dtype, SafeTensors};
 use switchyard_moe::ids::EpRank;
 use switchyard_worker::backend::Numerics;
+use switchyard_worker::backend::device::{Device, Exchange};
 use switchyard_worker::verify::{self, Options};
 use switchyard_worker::weights::Checkpoint;
 
-use crate::terminal;
+use crate::{config, terminal};
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,15 @@ pub(crate) struct Args {
     /// How to compute: `exact` or `official`.
     #[arg(long, default_value = "exact", value_name = "NAME")]
     numerics: Numerics,
+    /// Where to compute: `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: Device,
+    /// How GPUs exchange rows: `nccl` or `host`.
+    #[arg(long, default_value = "nccl", value_name = "WAY")]
+    exchange: Exchange,
+    /// Folder of compiled GPU kernels [default: the user's cache folder].
+    #[arg(long, env = "SWITCHYARD_KERNEL_CACHE", value_name = "DIR")]
+    kernel_cache: Option<PathBuf>,
     /// Ranks that share the experts, each a thread of this process.
     #[arg(long, default_value = "1", value_name = "N")]
     workers: NonZeroUsize,
@@ -68,7 +78,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let vocab_size = checkpoint.config().vocab_size;
     let golden = Golden::read(&args.golden, &args.key, vocab_size)
         .with_context(|| format!("cannot compare with {}", args.golden.display()))?;
+    let kernel_cache = args.kernel_cache.unwrap_or_else(config::default_kernel_cache);
+    let device = args.device.with_kernel_cache(kernel_cache);
+    device.prepare(args.numerics, &mut |compiled| terminal::note(compiled))?;
     let options = Options {
+        device: device.with_exchange(args.exchange),
         numerics: args.numerics,
         num_workers: args.workers,
         num_threads: args.threads,

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde::{Deserialize, Serialize};
 use switchyard_moe::ids::ModelId;
+use switchyard_worker::backend::device::{Device, Exchange, UnknownDevice, UnknownExchange};
 use switchyard_worker::options::EXCHANGE_DEADLINE;
 use switchyard_worker::{Options, Worker, metric_definitions};
 use tonic::transport::Uri;
@@ -50,6 +51,18 @@ pub(crate) struct Args {
     #[arg(long, env = "SWITCHYARD_NUMERICS", value_enum)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     numerics: Option<Numerics>,
+    /// Where to compute: `cpu`, `cuda` or `cuda:N` [default: cpu].
+    #[arg(long, env = "SWITCHYARD_DEVICE", value_name = "DEVICE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    /// How GPUs exchange rows: `nccl`, or `host` by way of the data plane [default: nccl].
+    #[arg(long, env = "SWITCHYARD_EXCHANGE", value_name = "WAY")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exchange: Option<String>,
+    /// Folder of compiled GPU kernels [default: the user's cache folder].
+    #[arg(long, env = "SWITCHYARD_KERNEL_CACHE", value_name = "DIR")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernel_cache: Option<PathBuf>,
     /// Where the coordinator drives this worker [default: a free port of 127.0.0.1].
     #[arg(long, env = "SWITCHYARD_CONTROL", value_name = "ADDR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,6 +133,13 @@ fn resolve(args: &Args) -> Result<Config, Invalid> {
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = typed.threads.unwrap_or(processors);
     let threads = problems.count("--threads", threads, THREADS_MAX);
+    let device = typed.device.as_deref().unwrap_or("cpu").parse();
+    let device: Option<Device> =
+        problems.take(device.map_err(|error: UnknownDevice| format!("--device: {error}")));
+    let exchange = typed.exchange.as_deref().unwrap_or("nccl").parse();
+    let exchange: Option<Exchange> =
+        problems.take(exchange.map_err(|error: UnknownExchange| format!("--exchange: {error}")));
+    let device = device.zip(exchange).map(|(device, exchange)| device.with_exchange(exchange));
     let metrics = typed.metrics.map(|typed| problems.address("--metrics", &typed));
     let unspecified = [control, data].iter().flatten().any(|address| address.ip().is_unspecified());
     if unspecified && typed.advertise.is_none() {
@@ -132,6 +152,8 @@ fn resolve(args: &Args) -> Result<Config, Invalid> {
             model: ModelId::new(model.as_ref()?.id.as_str()),
             model_dir: model.as_ref()?.dir.clone(),
             numerics: typed.numerics.unwrap_or_default().into(),
+            device: device?
+                .with_kernel_cache(typed.kernel_cache.unwrap_or_else(config::default_kernel_cache)),
             world_size: world_size?,
             control_addr: control?,
             data_addr: data?,

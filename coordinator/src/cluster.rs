@@ -92,7 +92,7 @@ impl Service {
         let mut tasks = Vec::new();
         for options in groups {
             let model = options.model.clone();
-            let limits = limits::resolve(&options)
+            let limits = limits::resolve(&options, limits::CPU)
                 .map_err(|source| Error::Limits { model: model.clone(), source })?;
             let membership = Membership::new(&options);
             let (engine, handle, remote) = Engine::new(engine::Options {
@@ -101,13 +101,8 @@ impl Service {
                 step_deadline: options.timeouts.step,
                 drain_timeout: options.timeouts.drain,
             });
-            let supervisor = Supervisor::new(
-                options,
-                &limits,
-                membership.clone(),
-                remote,
-                Arc::clone(connector),
-            );
+            let supervisor =
+                Supervisor::new(options, limits, membership.clone(), remote, Arc::clone(connector));
             if handles.insert(model.clone(), handle).is_some() {
                 return Err(Error::DuplicateModel(model));
             }

@@ -66,7 +66,7 @@ const FRUITLESS_GROUPS_MAX: usize = 5;
 pub struct Options {
     /// The model, for messages and metrics.
     pub model: ModelId,
-    /// What may never be exceeded.
+    /// What may never be exceeded, until there is a group that says.
     pub limits: Limits,
     /// Longest time of one step.
     pub step_deadline: Duration,
@@ -234,11 +234,11 @@ impl Engine {
     }
 
     fn serve(&mut self, group: Group, events: &mut Vec<Event>) {
-        let (epoch, world_size) = (group.epoch, group.ranks.len());
+        let (epoch, world_size, limits) = (group.epoch, group.ranks.len(), group.limits);
         if self.serving.is_some() {
             events.push(Event::GroupLost);
         }
-        events.push(Event::GroupFormed { world_size });
+        events.push(Event::GroupFormed { world_size, limits });
         self.serving = Some(Serving::new(group, self.options.step_deadline));
         self.metrics.formed(world_size);
         self.status.send_modify(|status| {
@@ -247,6 +247,7 @@ impl Engine {
             }
             status.epoch = epoch;
             status.world_size = world_size;
+            status.max_model_len = limits.max_model_len;
         });
         info!(model = %self.options.model, %epoch, world_size, "group serves");
     }

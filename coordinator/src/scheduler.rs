@@ -45,7 +45,7 @@ pub use state::Scheduler;
 /// Steps sent but not committed: one runs, one is ready to follow it.
 pub const STEPS_IN_FLIGHT_MAX: usize = 2;
 
-/// What may never be exceeded. Fixed for a scheduler's life.
+/// What may never be exceeded, fixed for a group's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Sequences that hold state on one rank.
@@ -91,6 +91,8 @@ pub enum Event {
     GroupFormed {
         /// Its ranks, at least 1.
         world_size: usize,
+        /// What holds from now on. No sequence that is already known may exceed it.
+        limits: Limits,
     },
     /// The group is gone: its steps in flight never end, and its blocks no longer exist. What ran waits again.
     GroupLost,

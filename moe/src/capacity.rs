@@ -9,22 +9,49 @@ use crate::config::{AttentionKind, BLOCK_SIZE, ModelConfig};
 #[cfg(test)]
 mod tests;
 
-/// How one number of the KV cache is kept.
+/// Rows of [`CacheFormat::F32`] and [`CacheFormat::Fp8`] take a multiple of so many bytes.
+const ROW_ALIGNMENT: usize = 16;
+/// Bytes of a window row's or entry's scales in [`CacheFormat::Fp8`], one per 64 of up to 512 channels.
+const ROW_SCALE_BYTES: usize = 8;
+/// Channels of a scale of an indexer key in [`CacheFormat::Fp8`].
+const INDEX_KEY_BLOCK: usize = 32;
+
+/// How the rows of the KV cache are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheFormat {
-    /// 4 bytes: exact numerics.
+    /// 4 bytes a number: exact numerics.
     F32,
-    /// 2 bytes: official numerics on a CPU. Holds every FP8 round-tripped value exactly.
+    /// 2 bytes a number: official numerics on a CPU. Holds every FP8 round-tripped value exactly.
     Bf16,
+    /// Official numerics on a GPU: e4m3 with bf16 for the rotated channels, and fp4 for indexer keys, as they were
+    /// rounded; and their scales.
+    Fp8,
 }
 
 impl CacheFormat {
-    /// Bytes of one number.
+    /// Bytes of a window row or entry of `head_dim` channels, the last `rotary_dim` of them rotated.
     #[must_use]
-    pub fn num_bytes(self) -> usize {
+    pub fn row_bytes(self, head_dim: usize, rotary_dim: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F32 => (head_dim * size_of::<f32>()).next_multiple_of(ROW_ALIGNMENT),
+            Self::Bf16 => head_dim * 2,
+            Self::Fp8 => {
+                let codes = (head_dim - rotary_dim).next_multiple_of(ROW_ALIGNMENT);
+                let rotated = (rotary_dim * 2).next_multiple_of(ROW_ALIGNMENT);
+                codes + rotated + ROW_SCALE_BYTES
+            }
+        }
+    }
+
+    /// Bytes of an indexer key of `dim` channels.
+    #[must_use]
+    pub fn key_bytes(self, dim: usize) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 => self.row_bytes(dim, 0),
+            Self::Fp8 => {
+                let codes = dim.div_ceil(2).next_multiple_of(ROW_ALIGNMENT);
+                codes + dim.div_ceil(INDEX_KEY_BLOCK).next_multiple_of(4)
+            }
         }
     }
 }
@@ -52,18 +79,14 @@ pub fn entries_per_block(ratio: usize) -> usize {
 /// Bytes of one KV block over all layers.
 #[must_use]
 pub fn block_bytes(config: &ModelConfig, format: CacheFormat) -> usize {
-    let numbers: usize = config
-        .layers
-        .iter()
-        .map(|kind| match *kind {
-            AttentionKind::SlidingWindow => 0,
-            AttentionKind::Csa { ratio } => {
-                entries_per_block(ratio) * (config.head_dim + config.index_head_dim)
-            }
-            AttentionKind::Hca { ratio } => entries_per_block(ratio) * config.head_dim,
-        })
-        .sum();
-    numbers * format.num_bytes()
+    let row = format.row_bytes(config.head_dim, config.qk_rope_head_dim);
+    let key = format.key_bytes(config.index_head_dim);
+    let layer_bytes = |kind: &AttentionKind| match *kind {
+        AttentionKind::SlidingWindow => 0,
+        AttentionKind::Csa { ratio } => entries_per_block(ratio) * (row + key),
+        AttentionKind::Hca { ratio } => entries_per_block(ratio) * row,
+    };
+    config.layers.iter().map(layer_bytes).sum()
 }
 
 /// Tokens by which a sequence can be set back after an aborted step or rejected drafts: the rings of window and
@@ -91,7 +114,7 @@ pub fn tail_rows(kind: AttentionKind) -> usize {
 /// compressor rows of tokens not yet pooled.
 #[must_use]
 pub fn sequence_bytes(config: &ModelConfig, format: CacheFormat) -> usize {
-    let window = window_rows(config) * config.head_dim * format.num_bytes();
+    let window = window_rows(config) * format.row_bytes(config.head_dim, config.qk_rope_head_dim);
     config
         .layers
         .iter()

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+mod presets;
 #[cfg(test)]
 mod tests;
 

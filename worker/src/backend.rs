@@ -6,7 +6,11 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use switchyard_kernels::rope as rope_kernel;
+use switchyard_kernels::rope::{RopeParams, RopeTable as Frequencies};
+use switchyard_moe::config::ModelConfig;
 use switchyard_moe::ids::EpRank;
 
 use crate::experts::{FrameError, Routes};
@@ -15,6 +19,9 @@ use crate::step::SamplingParams;
 use crate::weights;
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod device;
 
 /// What is computed, by name: nothing about numbers is implied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +168,11 @@ pub struct Sample {
     pub top_logprobs: Vec<(u32, f32)>,
 }
 
+/// A device that failed, and goes on failing.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the device failed")]
+pub struct DeviceError(#[source] pub Arc<dyn std::error::Error + Send + Sync>);
+
 /// A device that computes one model in one numerics.
 pub trait Backend: fmt::Debug + Send + Sized {
     /// Activations `[rows, cols]`.
@@ -171,20 +183,22 @@ pub trait Backend: fmt::Debug + Send + Sized {
     type Matrix: fmt::Debug + Send;
     /// Expert ids by token id.
     type IdTable: fmt::Debug + Send;
+    /// Where every expert of a layer computes.
+    type Routes: fmt::Debug + Send;
     /// One layer's share of experts, one per slot of this rank.
     type Experts: fmt::Debug + Send;
     /// One layer's cache.
     type Cache: fmt::Debug + Send;
     /// Mixing coefficients of every row, from [`hyper_pre`](Self::hyper_pre) to [`hyper_post`](Self::hyper_post).
-    type Mix: fmt::Debug + Send + Default;
+    type Mix: fmt::Debug + Send;
     /// Each row's experts and weights, and after `dispatch` where its rows went.
-    type Routing: fmt::Debug + Send + Default;
+    type Routing: fmt::Debug + Send;
     /// Each row's chosen entries.
-    type Selection: fmt::Debug + Send + Default;
+    type Selection: fmt::Debug + Send;
     /// Rows of all ranks that this rank's experts compute.
-    type Received: fmt::Debug + Send + Default;
+    type Received: fmt::Debug + Send;
     /// What the collective carries.
-    type Buffer: fmt::Debug + Send + Default;
+    type Buffer: fmt::Debug + Send;
 
     /// Makes an empty tensor with `cols` columns.
     fn tensor(&self, cols: usize) -> Self::Tensor;
@@ -201,13 +215,39 @@ pub trait Backend: fmt::Debug + Send + Sized {
     fn grouped_matrix(&self, source: weights::Matrix<'_>, groups: usize) -> Self::Matrix;
     /// Loads a table of expert ids, `[vocab, num_experts_per_tok]`.
     fn id_table(&self, data: Vec<u32>) -> Self::IdTable;
+    /// Takes the places of one layer's experts.
+    fn routes(&self, routes: Routes) -> Self::Routes;
     /// Takes the experts of one layer, `None` for an empty slot.
     fn experts(&self, slots: Vec<Option<MlpWeights<Self::Matrix>>>) -> Self::Experts;
     /// Reserves one layer's cache.
     fn cache(&self, layout: &LayerLayout) -> Self::Cache;
+    /// Fills a cache with numbers that mean nothing, for measurements. Where all numbers cost the same it need not.
+    fn fill_with_noise(&self, _cache: &mut Self::Cache) {}
+    /// Makes room for mixing coefficients.
+    fn mix(&self) -> Self::Mix;
+    /// Makes room for the choice of experts.
+    fn routing(&self) -> Self::Routing;
+    /// Makes room for the choice of entries.
+    fn selection(&self) -> Self::Selection;
+    /// Makes room for other ranks' rows.
+    fn received(&self) -> Self::Received;
+    /// Makes an empty buffer.
+    fn buffer(&self) -> Self::Buffer;
 
+    /// Waits until everything loaded so far is in its place.
+    ///
+    /// # Errors
+    /// When the device failed, for want of memory say.
+    fn finish_load(&self) -> Result<(), DeviceError>;
     /// Prepares for a step over `spans`, whose rows are in order and without gaps.
     fn begin_step(&mut self, spans: &[Span<'_>]);
+    /// Waits until the device has done what was asked of it. Ops do not need it; clocks do.
+    fn wait(&mut self) {}
+    /// Tells whether the device did all that was asked of it since it was opened.
+    ///
+    /// # Errors
+    /// When it failed; what was computed since is worthless.
+    fn end_step(&mut self) -> Result<(), DeviceError>;
     /// `streams[row] =` the embedding of `ids[row]`, once per stream.
     fn embed(&mut self, table: &Self::Matrix, ids: &[u32], streams: &mut Self::Tensor);
     /// Collapses the streams into a sublayer's input `x`; `mix` keeps what [`hyper_post`](Self::hyper_post) needs.
@@ -277,7 +317,7 @@ pub trait Backend: fmt::Debug + Send + Sized {
     /// Writes to `outbound[r]` the rows that rank `r` has experts for, and remembers in `routing` what went where.
     fn pack_dispatch(
         &mut self,
-        routes: &Routes,
+        routes: &Self::Routes,
         x: &Self::Tensor,
         routing: &mut Self::Routing,
         outbound: &mut [Self::Buffer],
@@ -312,6 +352,20 @@ pub trait Backend: fmt::Debug + Send + Sized {
     fn take_rows(&mut self, x: &Self::Tensor, rows: &[usize], out: &mut Self::Tensor);
     /// Samples from rows of logits, one request per row.
     fn sample(&mut self, logits: &Self::Tensor, requests: &[SampleRequest<'_>]) -> Vec<Sample>;
+}
+
+/// The frequencies of a model's two kinds of layers: those with nothing but a window, and those that compress.
+fn frequencies(config: &ModelConfig) -> (Frequencies, Frequencies) {
+    let table = |theta, yarn| {
+        Frequencies::new(&RopeParams { theta, rotary_dim: config.qk_rope_head_dim, yarn })
+    };
+    let yarn = config.yarn.map(|yarn| rope_kernel::Yarn {
+        factor: yarn.factor,
+        beta_fast: yarn.beta_fast,
+        beta_slow: yarn.beta_slow,
+        original_max_positions: yarn.original_max_position_embeddings as u32,
+    });
+    (table(config.rope_theta, None), table(config.compress_rope_theta, yarn))
 }
 
 /// The rank of index `rank` among an exchange's buffers.

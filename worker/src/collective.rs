@@ -7,7 +7,14 @@ use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
 
 mod failure;
 pub mod local;
+pub mod loopback;
 pub mod tcp;
+#[cfg(feature = "cuda")]
+pub mod link;
+#[cfg(feature = "cuda")]
+pub mod nccl;
+#[cfg(feature = "cuda")]
+pub mod staged;
 
 /// Which exchange of which step a frame belongs to. All ranks of a group pass the same sequence of phases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +94,16 @@ pub enum Error {
         /// What was wrong.
         detail: String,
     },
+    /// Every rank is there, but the devices could not exchange.
+    #[error("the devices could not exchange in {phase}, as rank {observer} saw it: {detail}")]
+    Fabric {
+        /// This rank.
+        observer: EpRank,
+        /// The exchange.
+        phase: Phase,
+        /// What the device or its library reported.
+        detail: String,
+    },
     /// [`AbortHandle::abort`] was called.
     #[error("the exchange was aborted before {phase}")]
     Aborted {
@@ -132,4 +149,7 @@ pub trait AllToAll: Send + fmt::Debug {
 pub trait AbortHandle: Send + Sync + fmt::Debug {
     /// The exchange under way, and every later one, returns [`Error::Aborted`].
     fn abort(&self);
+
+    /// Whether that was asked for.
+    fn is_aborted(&self) -> bool;
 }

@@ -46,6 +46,12 @@ impl Routes {
         Self { places }
     }
 
+    /// The place of every expert.
+    #[must_use]
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
     /// The place of `expert`.
     #[must_use]
     pub fn place(&self, expert: u32) -> Place {

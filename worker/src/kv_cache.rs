@@ -215,6 +215,38 @@ impl Sequences {
         Ok(())
     }
 
+    /// Begins a sequence as if `num_tokens` of its tokens had been computed, which they were not: its cells hold what
+    /// they held. For measurements of a step at a position, never for answers.
+    ///
+    /// # Errors
+    /// When it lives already, or there are not enough slots or blocks; nothing has changed then.
+    pub fn pretend(
+        &mut self,
+        id: SequenceId,
+        num_tokens: usize,
+        blocks: Vec<BlockId>,
+    ) -> Result<(), Error> {
+        if self.sequences.contains_key(&id) {
+            return Err(Error::TwoChunks { sequence: id });
+        }
+        let num_blocks = self.limits.num_blocks;
+        for &block in &blocks {
+            match self.owners.get(block.0 as usize) {
+                Some(None) => {}
+                Some(Some(_)) => return Err(Error::BlockInUse { sequence: id, block }),
+                None => return Err(Error::UnknownBlock { sequence: id, block, num_blocks }),
+            }
+        }
+        let Some(slot) = self.free_slots.pop() else {
+            return Err(Error::TooManySequences { limit: self.limits.max_num_seqs });
+        };
+        for block in &blocks {
+            self.owners[block.0 as usize] = Some(id);
+        }
+        self.sequences.insert(id, Sequence { slot, num_tokens, blocks, last_sample: None });
+        Ok(())
+    }
+
     /// Moves the length of the chunk's sequence on, after the step that computed it. `sample` is the token it sampled.
     pub fn commit(&mut self, id: SequenceId, num_tokens: usize, sample: Option<u32>) {
         if let Some(sequence) = self.sequences.get_mut(&id) {

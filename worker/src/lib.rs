@@ -11,6 +11,7 @@
 //! - `kv_cache`: windows, tails and pools of compressed entries.
 //! - `weights`: the checkpoint, memory-mapped and checked.
 //! - `backend`: what a device must be able to do.
+//! - `bench`: what a step costs, on a group of which only one rank exists.
 //!
 //! This crate never speaks HTTP and knows nothing of requests, texts or tokenizers.
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ pub mod experts;
 pub mod model;
 pub mod metric_definitions;
 pub mod verify;
+pub mod bench;
 pub mod options;
 pub mod server;
 pub mod registration;

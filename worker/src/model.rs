@@ -8,19 +8,21 @@
 //! - `head`: logits and samples.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
 
 use switchyard_moe::config::ModelConfig;
-use switchyard_moe::ids::{EpRank, SequenceId, StepId};
+use switchyard_moe::ids::{BlockId, EpRank, SequenceId, StepId};
 use switchyard_moe::placement::Placement;
 use tokio::time::Instant;
 
-use crate::backend::cpu::{self, CpuBackend};
-use crate::backend::{Backend, Numerics};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, DeviceError, Numerics};
 use crate::collective::{self, AllToAll};
 use crate::experts::Routes;
 use crate::kv_cache::{self, CacheLimits, LayerLayout, Sequence, Sequences, Span, num_tokens};
 use crate::step::{ChunkTokens, SampledToken, StepBatch, StepResult, StepTimings};
-use crate::weights::{self, Checkpoint};
+use crate::weights::{self, Source};
 
 pub mod load;
 mod attention;
@@ -49,6 +51,8 @@ pub struct LoadOptions {
     pub limits: CacheLimits,
     /// Threads to compute with.
     pub num_threads: NonZeroUsize,
+    /// How long devices may wait for each other in one exchange.
+    pub exchange_deadline: Duration,
 }
 
 /// Why a rank cannot load, or a step cannot run.
@@ -58,8 +62,8 @@ pub enum Error {
     #[error("cannot load the checkpoint")]
     Checkpoint(#[from] weights::Error),
     /// The device is refused.
-    #[error("cannot set up the processor")]
-    Device(#[from] cpu::Error),
+    #[error("cannot set up the device")]
+    Device(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The placement is another model's or group's.
     #[error("the placement does not fit: {0}")]
     Placement(String),
@@ -71,6 +75,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: kv_cache::Error,
+    },
+    /// The device failed.
+    #[error("step {step} was not computed")]
+    Fault {
+        /// The step.
+        step: StepId,
+        /// What the device reported.
+        #[source]
+        source: DeviceError,
     },
     /// An exchange failed. The step is undone; sequences that cannot be set back are dropped.
     #[error("step {step} failed")]
@@ -93,6 +106,8 @@ pub struct RankModel<B: Backend = CpuBackend> {
     layers: Vec<Layer<B>>,
     sequences: Sequences,
     work: Workspace<B>,
+    /// Whether each phase waits for the device, so that its time is its own.
+    waits: bool,
 }
 
 #[derive(Debug)]
@@ -100,7 +115,7 @@ struct Layer<B: Backend> {
     weights: LayerWeights<B>,
     experts: B::Experts,
     num_slots: usize,
-    routes: Routes,
+    routes: B::Routes,
     cache: B::Cache,
 }
 
@@ -112,23 +127,24 @@ impl RankModel<CpuBackend> {
     /// # Errors
     /// When the placement does not fit the model, or the processor refuses.
     pub fn load(
-        checkpoint: &Checkpoint,
+        checkpoint: &dyn Source,
         options: &LoadOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, Error> {
-        let backend = CpuBackend::new(checkpoint.config(), options.numerics, options.num_threads)?;
+        let backend = CpuBackend::new(checkpoint.config(), options.numerics, options.num_threads)
+            .map_err(|error| Error::Device(Arc::new(error)))?;
         Self::load_on(backend, checkpoint, options, progress)
     }
 }
 
 impl<B: Backend> RankModel<B> {
-    /// [`load`](RankModel::load) onto a given device.
+    /// [`load`](RankModel::load) onto a given device. All of it is there when this returns.
     ///
     /// # Errors
-    /// When the placement does not fit the model.
+    /// When the placement does not fit the model, or the device has no room for it.
     pub fn load_on(
         backend: B,
-        checkpoint: &Checkpoint,
+        checkpoint: &dyn Source,
         options: &LoadOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, Error> {
@@ -146,45 +162,65 @@ impl<B: Backend> RankModel<B> {
                 weights: loader.layer(index)?,
                 experts: loader.experts(index)?,
                 num_slots: placement.slots_per_rank(),
-                routes: Routes::new(placement, config.n_routed_experts, options.rank),
+                routes: backend.routes(Routes::new(
+                    placement,
+                    config.n_routed_experts,
+                    options.rank,
+                )),
                 cache: backend.cache(&layout),
             });
         }
+        backend.finish_load().map_err(|error| Error::Device(error.0))?;
         let work = Workspace::new(&backend, &config);
         let sequences = Sequences::new(options.limits);
-        Ok(Self { rank: options.rank, config, backend, weights, layers, sequences, work })
+        Ok(Self {
+            rank: options.rank,
+            config,
+            backend,
+            weights,
+            layers,
+            sequences,
+            work,
+            waits: false,
+        })
     }
 
-    /// Takes another place in the group: reads the experts of the new placement and drops all sequences.
+    /// Takes another place in the group: drops all sequences and reads the experts of the new placement. Each layer's old
+    /// experts are freed before its new ones are read: a device need not hold both.
     ///
     /// # Errors
-    /// When the placement does not fit the model, with nothing changed, or when the checkpoint is refused.
+    /// [`Error::Placement`] when the placement does not fit the model, with nothing changed. After any other error the
+    /// model is of no use.
     pub fn place(
         &mut self,
-        checkpoint: &Checkpoint,
+        checkpoint: &dyn Source,
         rank: EpRank,
         placement: &Placement,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Error> {
         check_placement(&self.config, rank, placement)?;
-        let mut loader = Loader::new(&self.backend, checkpoint, (rank, placement), progress);
-        let experts: Vec<_> =
-            (0..self.layers.len()).map(|layer| loader.experts(layer)).collect::<Result<_, _>>()?;
-        for ((layer, experts), placement) in
-            self.layers.iter_mut().zip(experts).zip(placement.layers())
-        {
-            layer.experts = experts;
-            layer.num_slots = placement.slots_per_rank();
-            layer.routes = Routes::new(placement, self.config.n_routed_experts, rank);
-        }
-        self.rank = rank;
         self.sequences.clear();
-        Ok(())
+        self.rank = rank;
+        let mut loader = Loader::new(&self.backend, checkpoint, (rank, placement), progress);
+        let layers = self.layers.iter_mut().zip(placement.layers());
+        for (index, (layer, placement)) in layers.enumerate() {
+            layer.experts = self.backend.experts(Vec::new());
+            layer.experts = loader.experts(index)?;
+            layer.num_slots = placement.slots_per_rank();
+            let routes = Routes::new(placement, self.config.n_routed_experts, rank);
+            layer.routes = self.backend.routes(routes);
+        }
+        self.backend.finish_load().map_err(|error| Error::Device(error.0))
     }
 
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
     }
 
     /// This rank.
@@ -205,6 +241,32 @@ impl<B: Backend> RankModel<B> {
     /// Drops all sequences.
     pub fn clear(&mut self) {
         self.sequences.clear();
+    }
+
+    /// Begins a sequence at a position that nothing was computed up to; see [`Sequences::pretend`]. For measurements.
+    ///
+    /// # Errors
+    /// As [`Sequences::pretend`].
+    pub fn pretend(
+        &mut self,
+        id: SequenceId,
+        num_tokens: usize,
+        blocks: Vec<BlockId>,
+    ) -> Result<(), kv_cache::Error> {
+        self.sequences.pretend(id, num_tokens, blocks)
+    }
+
+    /// Fills the cache with numbers that mean nothing. For measurements.
+    pub fn fill_with_noise(&mut self) {
+        for layer in &mut self.layers {
+            self.backend.fill_with_noise(&mut layer.cache);
+        }
+    }
+
+    /// Whether the phases of later steps wait for the device at their ends: their times are then their own, and
+    /// the steps slower. Otherwise what a phase leaves to the device is counted where it is next waited for.
+    pub fn time_phases(&mut self, waits: bool) {
+        self.waits = waits;
     }
 
     /// Runs one step. Every rank of the group runs the same steps, with an empty batch if it has no work.
@@ -244,15 +306,23 @@ impl<B: Backend> RankModel<B> {
         self.sequences
             .admit(batch, self.config.vocab_size)
             .map_err(|source| Error::Batch { step, source })?;
-        match self.forward(step, batch, all_to_all, rows) {
+        let computed = self
+            .forward(step, batch, all_to_all, rows)
+            .map_err(|source| Error::Collective { step, source });
+        // A device that fails says nothing under way, and peers then find fault with what it sent.
+        let computed = match self.backend.end_step() {
+            Ok(()) => computed,
+            Err(source) => Err(Error::Fault { step, source }),
+        };
+        match computed {
             Ok((mut result, logits)) => {
                 self.commit(batch, &result.samples);
                 result.timings.total = start.elapsed().as_secs_f64();
                 Ok((result, logits))
             }
-            Err(source) => {
+            Err(error) => {
                 self.sequences.abandon(batch);
-                Err(Error::Collective { step, source })
+                Err(error)
             }
         }
     }
@@ -273,6 +343,7 @@ impl<B: Backend> RankModel<B> {
             ids: &ids,
             spans: &spans,
             timings: StepTimings::default(),
+            waits: self.waits,
         };
         pass.begin(&self.weights.embed, all_to_all.world_size());
         for (index, layer) in self.layers.iter_mut().enumerate() {

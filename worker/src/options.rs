@@ -9,6 +9,7 @@ use switchyard_moe::ids::ModelId;
 use tonic::transport::Uri;
 
 use crate::backend::Numerics;
+use crate::backend::device::Device;
 
 /// Time that ranks may wait for each other in one exchange, unless told otherwise. Below the time that the coordinator
 /// waits for a step, so that the ranks are the first to notice, who can name the culprit.
@@ -25,6 +26,8 @@ pub struct Options {
     pub model_dir: PathBuf,
     /// How to compute; the whole group must agree.
     pub numerics: Numerics,
+    /// Where to compute.
+    pub device: Device,
     /// Workers of the group; all must agree. At least 1.
     pub world_size: NonZeroUsize,
     /// Where the worker's gRPC server listens. Port 0 takes a free one.

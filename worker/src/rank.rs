@@ -113,6 +113,8 @@ struct Rank<R> {
     runner: R,
     collective: Option<Collective>,
     num_sequences: Arc<AtomicUsize>,
+    /// Whether the device has failed. Only another process can use it again, so the thread ends, and the worker with it.
+    is_lost: bool,
 }
 
 /// Starts the thread of a rank that computes with `runner`.
@@ -127,9 +129,12 @@ pub fn spawn<R: StepRunner>(runner: R) -> io::Result<(Handle, Stopped)> {
     thread::Builder::new().name("rank".to_owned()).spawn(move || {
         // Dropped when the thread ends, in whatever way.
         let _alive: oneshot::Sender<()> = alive;
-        let mut rank = Rank { runner, collective: None, num_sequences };
+        let mut rank = Rank { runner, collective: None, num_sequences, is_lost: false };
         while let Some(command) = commands.blocking_recv() {
             rank.obey(command);
+            if rank.is_lost {
+                break;
+            }
         }
     })?;
     Ok((handle, Stopped(stopped)))
@@ -277,6 +282,7 @@ impl<R: StepRunner> Rank<R> {
             }
             Err(source) => {
                 metric::step_failed(culprit(&source));
+                self.is_lost = matches!(source, model::Error::Fault { .. });
                 info!(%epoch, %step, error = %crate::chain(&source), "left the group");
                 self.leave();
                 Err(Error::Step { rank, step, source })
@@ -303,10 +309,11 @@ fn culprit(error: &model::Error) -> Option<EpRank> {
             | collective::Error::Timeout { culprit, .. }
             | collective::Error::StaleEpoch { culprit, .. }
             | collective::Error::Malformed { culprit, .. } => Some(*culprit),
-            collective::Error::Aborted { .. } => None,
+            collective::Error::Aborted { .. } | collective::Error::Fabric { .. } => None,
         },
         model::Error::Checkpoint(_)
         | model::Error::Device(_)
+        | model::Error::Fault { .. }
         | model::Error::Placement(_)
         | model::Error::Batch { .. } => None,
     }

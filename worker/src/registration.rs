@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use switchyard_proto::cluster::cluster_client::ClusterClient;
 use switchyard_proto::cluster::register_event::Event;
-use switchyard_proto::cluster::{RegisterEvent, RegisterRequest};
+use switchyard_proto::cluster::{Device, RegisterEvent, RegisterRequest};
 use tokio::time::sleep;
 use tonic::transport::{Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
@@ -14,7 +14,7 @@ use crate::metric_definitions as metric;
 use crate::options::Options;
 use crate::server::VERSION;
 
-mod device;
+pub(crate) mod device;
 #[cfg(test)]
 mod tests;
 
@@ -65,13 +65,13 @@ enum End {
 // === impl Registration ===
 
 impl Registration {
-    /// Of a worker whose servers are reached at the two addresses (`host:port`).
+    /// Of a worker on `device` whose servers are reached at the two addresses (`host:port`), control and data plane.
     #[must_use]
     pub fn new(
         options: &Options,
+        device: Device,
         checkpoint_fingerprint: String,
-        control_address: String,
-        data_address: String,
+        [control_address, data_address]: [String; 2],
     ) -> Self {
         let request = RegisterRequest {
             version: VERSION.to_owned(),
@@ -80,7 +80,7 @@ impl Registration {
             numerics: options.numerics.to_string(),
             control_address,
             data_address,
-            device: Some(device::describe(options.num_threads)),
+            device: Some(device),
             pid: std::process::id(),
             world_size: options.world_size.get() as u32,
         };

@@ -1,5 +1,5 @@
-//! The worker process: ports first, then the checkpoint, then the registration, so that nothing half-started is
-//! announced.
+//! The worker process: checkpoint and device first, then the ports, then the registration, so that nothing half-started
+//! is announced.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +15,9 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tracing::{info, warn};
 
+use crate::backend::device::Compiled;
 use crate::collective::tcp::Listener;
+use crate::model;
 use crate::options::Options;
 use crate::rank::runner::CheckpointRunner;
 use crate::rank::{self, StepRunner, Stopped};
@@ -53,6 +55,9 @@ pub enum Error {
     /// The checkpoint is refused.
     #[error("cannot serve the checkpoint")]
     Checkpoint(#[from] weights::Error),
+    /// The device is missing, or refused.
+    #[error(transparent)]
+    Device(#[from] model::Error),
     /// Nobody could reach the worker.
     #[error("{0} says nothing about how to reach this worker; set the host to advertise")]
     AdvertiseHost(SocketAddr),
@@ -82,29 +87,26 @@ pub struct Worker {
 // === impl Worker ===
 
 impl Worker {
-    /// Binds the ports, and opens and checks the checkpoint.
+    /// Opens and checks the checkpoint and the device, and binds the ports.
     ///
     /// # Errors
     /// See [`Error`]; nothing is left behind.
     pub async fn bind(options: Options) -> Result<Self, Error> {
-        let dir = options.model_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || {
-            let checkpoint = Checkpoint::open(&dir)?;
-            Ok::<_, weights::Error>((weights::fingerprint(&dir)?, checkpoint))
-        });
-        // The task does not panic; if it did, so must we.
-        let opened = opened.await.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(cancelled) => unreachable!("nobody cancels it: {cancelled}"),
-        });
-        let (fingerprint, checkpoint) = opened?;
+        let (dir, device, numerics) =
+            (options.model_dir.clone(), options.device.clone(), options.numerics);
+        let (fingerprint, checkpoint) = blocking(move || {
+            let opened = (weights::fingerprint(&dir)?, Checkpoint::open(&dir)?);
+            device.prepare(numerics, &mut Compiled::log)?;
+            Ok::<_, Error>(opened)
+        })
+        .await?;
         let checkpoint = Arc::new(checkpoint);
         let shape = Shape {
             num_layers: checkpoint.config().num_hidden_layers,
             num_experts: checkpoint.config().n_routed_experts,
             fingerprint,
         };
-        let runner = CheckpointRunner::new(checkpoint, options.numerics, options.num_threads);
+        let runner = CheckpointRunner::new(checkpoint, options.clone());
         Self::bind_with(options, shape, runner).await
     }
 
@@ -117,6 +119,8 @@ impl Worker {
         shape: Shape,
         runner: impl StepRunner,
     ) -> Result<Self, Error> {
+        let (device, num_threads) = (options.device.clone(), options.num_threads);
+        let device = blocking(move || registration::device::describe(&device, num_threads)).await?;
         let listen_error = |address, what| move |source| Error::Bind { address, what, source };
         let control = TcpListener::bind(options.control_addr)
             .await
@@ -128,9 +132,9 @@ impl Worker {
             .map_err(listen_error(options.data_addr, "data plane"))?;
         let registration = Registration::new(
             &options,
+            device,
             shape.fingerprint.clone(),
-            advertise(&options, control_addr)?,
-            advertise(&options, listener.local_addr())?,
+            [advertise(&options, control_addr)?, advertise(&options, listener.local_addr())?],
         );
         let identity = Identity {
             version: VERSION.to_owned(),
@@ -237,6 +241,16 @@ async fn health() -> HealthServer<impl Health> {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<WorkerServer<Service>>().await;
     health
+}
+
+/// Runs what may take long on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    // The task does not panic; if it did, so must we.
+    done.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(cancelled) => unreachable!("nobody cancels it: {cancelled}"),
+    })
 }
 
 /// `host:port` by which others reach what listens on `bound`.

@@ -10,9 +10,10 @@ use switchyard_moe::ids::{BlockId, EpRank, GroupEpoch, SequenceId, StepId};
 use switchyard_moe::placement::Placement;
 
 use crate::backend::Numerics;
+use crate::backend::device::{Device, DeviceModel};
 use crate::collective::local::{self, Local};
 use crate::kv_cache::CacheLimits;
-use crate::model::{self, LoadOptions, RankModel};
+use crate::model::{self, LoadOptions};
 use crate::step::{ChunkTokens, SequenceChunk, StepBatch};
 use crate::weights::Checkpoint;
 
@@ -23,8 +24,10 @@ pub(crate) mod tests;
 const DEADLINE: Duration = Duration::from_secs(600);
 
 /// How to run the sequence. The logits must not depend on any of it but the numerics.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
+    /// Where every rank computes.
+    pub device: Device,
     /// How to compute.
     pub numerics: Numerics,
     /// Ranks of the group, each a thread.
@@ -156,8 +159,9 @@ fn run_rank(
         numerics: options.numerics,
         limits,
         num_threads: options.num_threads,
+        exchange_deadline: DEADLINE,
     };
-    let mut model = RankModel::load(checkpoint, &load, &mut |_| {})?;
+    let mut model = DeviceModel::load(&options.device, checkpoint, &load, &mut |_| {})?;
     let mut logits = Vec::new();
     for (step, batch) in (1..).map(StepId).zip(batches(ids, options)) {
         let batch = if rank == options.owner { batch } else { StepBatch::default() };

@@ -2,6 +2,7 @@
 //!
 //! - `table`: names, shapes, types and byte ranges, from the headers of the safetensors files.
 //! - `layout`: the tensors that a model of a given configuration consists of.
+//! - [`Source`]: what a rank reads its parameters from: a checkpoint, or [`Synthetic`] numbers to measure with.
 //! - [`fingerprint()`]: by which the ranks of a group know that they hold the same checkpoint.
 //!
 //! Files are not trusted: whatever they contain, opening either succeeds or returns an [`Error`] that names the file
@@ -17,12 +18,17 @@ use switchyard_moe::placement::Placement;
 mod error;
 mod fingerprint;
 mod layout;
+mod source;
+mod synthetic;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use error::Error;
 pub use fingerprint::fingerprint;
+pub use source::Source;
+pub use synthetic::Synthetic;
+pub(crate) use synthetic::random;
 pub use table::Dtype;
 
 use layout::{Expected, Kind};
@@ -76,6 +82,15 @@ pub enum MatrixData<'a> {
 }
 
 impl MatrixData<'_> {
+    /// Whether official numerics quantise what is multiplied with it.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        match self {
+            Self::F32(_) | Self::Bf16(_) => false,
+            Self::Fp8 { .. } | Self::Fp4 { .. } => true,
+        }
+    }
+
     /// Bytes in the checkpoint, scales included.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
@@ -130,6 +145,14 @@ impl Checkpoint {
             .filter(|(name, _)| needed(name))
             .map(|(_, tensor)| tensor.num_bytes() as u64)
             .sum()
+    }
+
+    /// Whether official numerics quantise the inputs of every routed expert.
+    #[must_use]
+    pub fn has_quantized_experts(&self) -> bool {
+        let mut experts =
+            self.table.iter().filter(|(name, _)| layout::routed_expert(name).is_some());
+        experts.all(|(_, tensor)| matches!(tensor.dtype, Dtype::F8E4m3 | Dtype::I8 | Dtype::F8E8m0))
     }
 
     /// Bytes of tensor `name`, 0 if there is none.
@@ -334,6 +357,11 @@ impl Checkpoint {
             dtype: tensor.dtype_name.clone(),
         }
     }
+}
+
+/// Whether tensor `name` belongs to a routed expert.
+pub(crate) fn is_routed_expert(name: &str) -> bool {
+    layout::routed_expert(name).is_some()
 }
 
 fn scale_name(weight: &str) -> String {

@@ -2,7 +2,7 @@ use std::io::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Problems, merge};
+use super::{Problems, kernel_cache_in, merge};
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,4 +51,16 @@ fn every_mistake_is_reported() {
     for part in ["3 mistakes", "--http nonsense", "--workers 0", "--coordinator is required"] {
         assert!(message.contains(part), "{part:?} is missing in {message:?}");
     }
+}
+
+#[test]
+fn compiled_kernels_go_to_the_users_cache() {
+    let dir = |xdg: Option<&str>, home: Option<&str>| {
+        kernel_cache_in(xdg.map(Into::into), home.map(Into::into)).display().to_string()
+    };
+    assert_eq!(dir(Some("/x"), Some("/h")), "/x/switchyard/kernels");
+    // A relative path there is to be ignored, says the XDG specification.
+    assert_eq!(dir(Some("x"), Some("/h")), "/h/.cache/switchyard/kernels");
+    assert_eq!(dir(None, Some("/h")), "/h/.cache/switchyard/kernels");
+    assert_eq!(dir(None, None), ".switchyard/kernels");
 }

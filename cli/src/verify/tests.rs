@@ -7,10 +7,13 @@ fn micro(path: &str) -> PathBuf {
 
 fn args(key: &str, tolerance: f32) -> Args {
     Args {
+        exchange: Exchange::Nccl,
         model: micro("q"),
         golden: micro("golden/short.safetensors"),
         key: key.to_owned(),
         numerics: Numerics::Exact,
+        device: Device::Cpu,
+        kernel_cache: None,
         workers: NonZeroUsize::new(2).unwrap(),
         threads: NonZeroUsize::MIN,
         owner_rank: 1,

@@ -9,16 +9,16 @@ use switchyard_moe::ids::{EpRank, GroupEpoch, WorkerId};
 use switchyard_moe::placement::Placement;
 use switchyard_proto::worker::load_progress::Phase as LoadPhase;
 use switchyard_proto::worker::{
-    self, CacheLimits, FormGroupRequest, LayerPlacement, LoadProgress, LoadRequest, Peer,
+    self, FormGroupRequest, LayerPlacement, LoadProgress, LoadRequest, Peer,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Duration, error::Elapsed, timeout};
 
-use super::ModelGroupOptions;
 use super::link::{self, Connector, RankLink};
 use super::membership::Member;
+use super::{ModelGroupOptions, limits};
 use crate::engine::group::{Group, RankStream};
-use crate::scheduler::STEPS_IN_FLIGHT_MAX;
+use crate::scheduler::{Limits, STEPS_IN_FLIGHT_MAX};
 
 /// Why a group could not be formed.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ struct Shard {
 #[derive(Debug)]
 pub(super) struct Former {
     options: ModelGroupOptions,
-    limits: CacheLimits,
+    limits: Limits,
     connector: Arc<dyn Connector>,
     workers: BTreeMap<WorkerId, Worker>,
 }
@@ -112,10 +112,23 @@ impl Cohort {
 impl Former {
     pub(super) fn new(
         options: ModelGroupOptions,
-        limits: CacheLimits,
+        limits: Limits,
         connector: Arc<dyn Connector>,
     ) -> Self {
         Self { options, limits, connector, workers: BTreeMap::new() }
+    }
+
+    /// Computes with what the members' kind of device has room for; tells whether that has changed.
+    pub(super) fn fit(&mut self, members: &[Arc<Member>]) -> bool {
+        let kind = members.first().map_or(limits::CPU, |member| member.device_kind());
+        // The options have been resolved once, for the kind with the fewest blocks.
+        let fitting = limits::resolve(&self.options, kind).unwrap_or(self.limits);
+        std::mem::replace(&mut self.limits, fitting) != fitting
+    }
+
+    /// What each rank has room for.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Gives each member a rank: the one whose experts it already holds, else a free one in the order of ids.
@@ -157,7 +170,7 @@ impl Former {
                 rank: rank.0,
                 world_size: cohort.world_size() as u32,
                 placement: Some(placement.clone()),
-                limits: Some(self.limits),
+                limits: Some(limits::cache_limits(&self.limits)),
             };
             self.prepare(rank, member, request, progress)
         });
@@ -255,7 +268,7 @@ impl Former {
             Ok(RankStream { batches, outputs })
         });
         let ranks = try_join_all(streams.collect::<Vec<_>>()).await?;
-        Ok(Group { epoch, ranks })
+        Ok(Group { epoch, limits: self.limits, ranks })
     }
 
     /// Asks the ranks of `cohort` for a sign of life; returns those that give none, with what happened instead, and

@@ -12,6 +12,11 @@ use crate::scheduler::Limits;
 #[cfg(test)]
 mod tests;
 
+/// Kind of device of workers on processors.
+pub const CPU: &str = "cpu";
+/// Kind of device of workers on NVIDIA GPUs.
+pub const CUDA: &str = "cuda";
+
 /// Why options are impossible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -28,12 +33,22 @@ pub enum Error {
     },
 }
 
-/// Resolves a group's options. A pool that is too small for one sequence of `max_model_len` tokens lowers that
-/// length, with a warning.
+/// How workers of a kind of device keep the KV cache.
+#[must_use]
+pub fn cache_format(numerics: Numerics, device_kind: &str) -> CacheFormat {
+    match numerics {
+        Numerics::Exact => CacheFormat::F32,
+        Numerics::Official if device_kind == CUDA => CacheFormat::Fp8,
+        Numerics::Official => CacheFormat::Bf16,
+    }
+}
+
+/// Resolves a group's options for workers that compute on `device_kind`. A pool that is too small for one sequence of
+/// `max_model_len` tokens lowers that length. No kind has fewer blocks than `cpu`.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn resolve(options: &ModelGroupOptions) -> Result<Limits, Error> {
+pub fn resolve(options: &ModelGroupOptions, device_kind: &str) -> Result<Limits, Error> {
     let cache = &options.cache;
     for (name, value) in [
         ("max_num_seqs", cache.max_num_seqs),
@@ -45,13 +60,8 @@ pub fn resolve(options: &ModelGroupOptions) -> Result<Limits, Error> {
             return Err(Error::Zero(name));
         }
     }
-    let format = match options.numerics {
-        Numerics::Exact => CacheFormat::F32,
-        Numerics::Official => CacheFormat::Bf16,
-    };
-    let wanted_len = cache.max_model_len.map_or(options.config.max_position_embeddings, |len| {
-        len.min(options.config.max_position_embeddings)
-    });
+    let format = cache_format(options.numerics, device_kind);
+    let wanted_len = wanted_len(options);
     // A model of sliding windows only has blocks of no bytes; the count still bounds its sequences.
     let block_bytes = capacity::block_bytes(&options.config, format).max(1) as u64;
     let affordable = usize::try_from(cache.kv_cache_bytes / block_bytes).unwrap_or(usize::MAX);
@@ -61,23 +71,32 @@ pub fn resolve(options: &ModelGroupOptions) -> Result<Limits, Error> {
     // More than every sequence at its longest could never be used.
     let useful = capacity::num_blocks(wanted_len).saturating_mul(cache.max_num_seqs);
     let num_blocks = affordable.min(useful).min(u32::MAX as usize);
-    let max_model_len = wanted_len.min(num_blocks.saturating_mul(BLOCK_SIZE));
+    Ok(Limits {
+        max_num_seqs: cache.max_num_seqs,
+        max_num_batched_tokens: cache.max_num_batched_tokens,
+        max_model_len: wanted_len.min(num_blocks.saturating_mul(BLOCK_SIZE)),
+        num_blocks,
+        max_waiting: cache.max_waiting,
+    })
+}
+
+/// Warns if the pool is too small for the longest sequence.
+pub fn warn_if_lowered(options: &ModelGroupOptions, limits: &Limits) {
+    let (max_model_len, wanted_len) = (limits.max_model_len, wanted_len(options));
     if max_model_len < wanted_len {
         warn!(
             model = %options.model,
             max_model_len,
             wanted_len,
-            kv_cache_bytes = cache.kv_cache_bytes,
+            kv_cache_bytes = options.cache.kv_cache_bytes,
             "the KV cache is too small for the longest sequence: max_model_len is lowered; raise kv_cache_bytes"
         );
     }
-    Ok(Limits {
-        max_num_seqs: cache.max_num_seqs,
-        max_num_batched_tokens: cache.max_num_batched_tokens,
-        max_model_len,
-        num_blocks,
-        max_waiting: cache.max_waiting,
-    })
+}
+
+fn wanted_len(options: &ModelGroupOptions) -> usize {
+    let longest = options.config.max_position_embeddings;
+    options.cache.max_model_len.map_or(longest, |len| len.min(longest))
 }
 
 /// The part of the limits that a worker must provide for.

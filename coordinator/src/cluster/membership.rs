@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::info;
 
-use super::ModelGroupOptions;
+use super::{ModelGroupOptions, limits};
 
 /// Events that wait in one lease stream: its beginning, and its end.
 const LEASE_EVENTS_MAX: usize = 4;
@@ -61,6 +61,22 @@ pub enum Error {
         /// Whose checkpoint counts.
         other: String,
         /// That one's fingerprint.
+        ours: String,
+        /// The model.
+        model: ModelId,
+    },
+    /// Another kind of device, whose results differ in their last bits.
+    #[error(
+        "device differs: worker {worker} computes on {theirs}, {other} on {ours}; start all workers of model {model} on one kind of device"
+    )]
+    Device {
+        /// Who asks.
+        worker: String,
+        /// Its kind of device.
+        theirs: String,
+        /// Whose kind counts.
+        other: String,
+        /// That one's kind.
         ours: String,
         /// The model.
         model: ModelId,
@@ -126,8 +142,12 @@ struct State {
     last_id: WorkerId,
     /// The checkpoint that all workers must have, and who says so.
     checkpoint: Option<(String, String)>,
+    /// The kind of device that all workers must have, and who says so.
+    device: Option<(String, String)>,
     /// Whether `checkpoint` outlives the members: sequences are under way that only its likes can go on with.
-    is_pinned: bool,
+    is_checkpoint_pinned: bool,
+    /// The same of `device`.
+    is_device_pinned: bool,
     stopping: bool,
 }
 
@@ -141,6 +161,20 @@ pub struct Lease {
 
 // === impl Member ===
 
+impl Member {
+    /// The kind of its device.
+    #[must_use]
+    pub fn device_kind(&self) -> &str {
+        device_kind(&self.info)
+    }
+}
+
+/// A worker that does not say computes on a processor.
+fn device_kind(info: &RegisterRequest) -> &str {
+    let kind = info.device.as_ref().map_or("", |device| device.kind.as_str());
+    if kind.is_empty() { limits::CPU } else { kind }
+}
+
 impl std::fmt::Display for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "worker {} ({})", self.id, name(&self.info))
@@ -153,7 +187,9 @@ impl Membership {
     pub(super) fn new(options: &ModelGroupOptions) -> Self {
         let expected = options.checkpoint_fingerprint.clone();
         let state = State {
-            is_pinned: expected.is_some(),
+            is_checkpoint_pinned: expected.is_some(),
+            is_device_pinned: false,
+            device: None,
             members: Members::new(),
             last_id: WorkerId(0),
             checkpoint: expected.map(|fingerprint| (fingerprint, "the coordinator".to_owned())),
@@ -192,6 +228,9 @@ impl Membership {
         state.last_id = id;
         state.checkpoint.get_or_insert_with(|| {
             (info.checkpoint_fingerprint.clone(), format!("worker {}", name(&info)))
+        });
+        state.device.get_or_insert_with(|| {
+            (device_kind(&info).to_owned(), format!("worker {}", name(&info)))
         });
         let registered = Event::Registered(Registered { worker_id: id.0 });
         // The queue is new and has room.
@@ -234,6 +273,17 @@ impl Membership {
                 model: model(),
             });
         }
+        if let Some((ours, other)) = &state.device
+            && ours != device_kind(info)
+        {
+            return Err(Error::Device {
+                worker: worker(),
+                theirs: device_kind(info).to_owned(),
+                other: other.clone(),
+                ours: ours.clone(),
+                model: model(),
+            });
+        }
         if let Some(other) = state.members.values().next()
             && other.info.world_size != info.world_size
         {
@@ -248,19 +298,21 @@ impl Membership {
         Ok(())
     }
 
-    /// Keeps to the present members' checkpoint, even when all of them leave.
-    pub(super) fn pin_checkpoint(&self) {
+    /// Keeps to the present members' checkpoint and kind of device, even when all of them leave.
+    pub(super) fn pin(&self) {
         self.state.send_if_modified(|state| {
-            state.is_pinned = true;
+            state.is_checkpoint_pinned = true;
+            state.is_device_pinned = true;
             false
         });
     }
 
-    /// Lets the next members bring another checkpoint, unless the group was started with one.
-    pub(super) fn unpin_checkpoint(&self) {
+    /// Lets the next members bring another kind of device, and another checkpoint unless the group was started with one.
+    pub(super) fn unpin(&self) {
         self.state.send_if_modified(|state| {
-            state.is_pinned = self.is_expected;
-            state.forget_checkpoint();
+            state.is_checkpoint_pinned = self.is_expected;
+            state.is_device_pinned = false;
+            state.forget();
             false
         });
     }
@@ -303,7 +355,7 @@ impl Membership {
         let mut removed = None;
         self.state.send_if_modified(|state| {
             removed = state.members.remove(&id);
-            state.forget_checkpoint();
+            state.forget();
             removed.is_some()
         });
         if let Some(member) = &removed {
@@ -317,9 +369,16 @@ impl Membership {
 // === impl State ===
 
 impl State {
-    fn forget_checkpoint(&mut self) {
-        if self.members.is_empty() && !self.is_pinned {
+    /// Forgets what only members who have left have agreed on.
+    fn forget(&mut self) {
+        if !self.members.is_empty() {
+            return;
+        }
+        if !self.is_checkpoint_pinned {
             self.checkpoint = None;
+        }
+        if !self.is_device_pinned {
+            self.device = None;
         }
     }
 }

@@ -59,6 +59,7 @@ fn status(error: &membership::Error) -> Status {
         membership::Error::Version { .. }
         | membership::Error::Numerics { .. }
         | membership::Error::Checkpoint { .. }
+        | membership::Error::Device { .. }
         | membership::Error::WorldSize { .. }
         | membership::Error::NoWorldSize { .. } => Status::failed_precondition(error.to_string()),
     }

@@ -118,6 +118,7 @@ struct WorkerState {
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerOptions {
     pub(crate) world_size: u32,
+    pub(crate) device_kind: &'static str,
     pub(crate) memory_bytes: u64,
     pub(crate) slowness: u64,
     pub(crate) load_fault: Option<String>,
@@ -125,7 +126,7 @@ pub(crate) struct WorkerOptions {
 
 impl WorkerOptions {
     pub(crate) fn new(world_size: u32) -> Self {
-        Self { world_size, memory_bytes: 0, slowness: 1, load_fault: None }
+        Self { world_size, device_kind: "cpu", memory_bytes: 0, slowness: 1, load_fault: None }
     }
 }
 
@@ -181,7 +182,11 @@ impl Network {
             numerics: "official".to_owned(),
             control_address: format!("worker-{number}:1"),
             data_address: format!("worker-{number}:2"),
-            device: Some(Device { memory_bytes: options.memory_bytes, ..Device::default() }),
+            device: Some(Device {
+                kind: options.device_kind.to_owned(),
+                memory_bytes: options.memory_bytes,
+                ..Device::default()
+            }),
             pid: 100 + number as u32,
             world_size: options.world_size,
         };

@@ -60,16 +60,15 @@ enum End {
 impl Supervisor {
     pub(super) fn new(
         options: ModelGroupOptions,
-        limits: &Limits,
+        limits: Limits,
         membership: Membership,
         remote: Remote,
         connector: Arc<dyn Connector>,
     ) -> Self {
-        let cache = limits::cache_limits(limits);
         Self {
             model: options.model.clone(),
             timeouts: options.timeouts,
-            former: Former::new(options.clone(), cache, connector),
+            former: Former::new(options.clone(), limits, connector),
             options,
             membership,
             remote,
@@ -91,6 +90,9 @@ impl Supervisor {
         let mut outage = Outage::before_first();
         loop {
             let members = self.gather(&mut outage).await;
+            if self.former.fit(&members) || self.epoch == GroupEpoch(0) {
+                limits::warn_if_lowered(&self.options, self.former.limits());
+            }
             let cohort = self.former.assign(members);
             match self.form(&cohort, outage.reason.is_none()).await {
                 Ok(group) => {
@@ -160,7 +162,7 @@ impl Supervisor {
         let waited = self.timeouts.recovery.as_secs();
         let reason = format!("{reason}; not recovered within {waited} s");
         self.remote.command(Command::FailAll { reason }).await;
-        self.membership.unpin_checkpoint();
+        self.membership.unpin();
         *outage = Outage::before_first();
     }
 
@@ -221,7 +223,7 @@ impl Supervisor {
 
     /// Lets the engine use `group` until it ends.
     async fn serve(&mut self, cohort: &Cohort, group: Group) -> End {
-        self.membership.pin_checkpoint();
+        self.membership.pin();
         self.remote.command(Command::Serve(group)).await;
         tokio::select! {
             biased;

@@ -2,6 +2,8 @@ mod chaos;
 
 use std::time::Duration;
 
+use switchyard_moe::capacity::{self, CacheFormat};
+use switchyard_moe::config::BLOCK_SIZE;
 use switchyard_proto::cluster::cluster_server::Cluster as _;
 use switchyard_proto::cluster::register_event::Event as Lease;
 use tokio::time::{Instant, sleep};
@@ -100,6 +102,12 @@ async fn a_worker_that_differs_is_refused() {
         "worker other:1, pid 101 has beef, worker worker-1:1, pid 101 has f00d",
     )
     .await;
+    check(
+        &|info| info.device.as_mut().unwrap().kind = "cuda".to_owned(),
+        refused,
+        "other:1, pid 101 computes on cuda, worker worker-1:1, pid 101 on cpu",
+    )
+    .await;
     check(&|info| info.world_size = 3, refused, "expects 3 workers").await;
     check(&|info| info.world_size = 0, refused, "group of 0 workers").await;
 }
@@ -124,6 +132,28 @@ async fn the_first_checkpoint_counts_until_everybody_has_left() {
     second.kill();
     simulation.reaches(|phase| matches!(phase, Phase::Unavailable { .. })).await;
     assert!(simulation.registrar.register(Request::new(info)).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_has_the_blocks_of_its_kind_of_device() {
+    let mut options = group_options();
+    let cpu_bytes = |config| capacity::block_bytes(config, CacheFormat::Bf16);
+    options.cache.kv_cache_bytes = 4 * cpu_bytes(&options.config) as u64;
+    options.cache.max_model_len = Some(100_000);
+    let gpu_bytes = capacity::block_bytes(&options.config, CacheFormat::Fp8);
+    let gpu_blocks = 4 * cpu_bytes(&options.config) / gpu_bytes;
+    assert!(gpu_blocks > 4, "{gpu_blocks}");
+    for (device_kind, num_blocks) in [("cpu", 4), ("cuda", gpu_blocks)] {
+        let simulation = Simulation::start(13, options.clone());
+        assert_eq!(simulation.handle.status().max_model_len, 4 * BLOCK_SIZE);
+        let worker = WorkerOptions { device_kind, ..WorkerOptions::new(1) };
+        let _worker = simulation.start_worker(worker).await;
+        simulation.is_ready().await;
+        serves(&simulation, vec![1, 2, 3]).await;
+        let status = simulation.handle.status();
+        assert_eq!(status.ranks[0].total, num_blocks, "{device_kind}");
+        assert_eq!(status.max_model_len, num_blocks * BLOCK_SIZE, "{device_kind}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,12 +8,15 @@ use switchyard_proto::worker::{RankBatch, StepOutput};
 use tokio::sync::{mpsc, watch};
 
 use super::status::{GroupStatus, Phase};
+use crate::scheduler::Limits;
 
 /// One epoch of a group, ready to take steps.
 #[derive(Debug)]
 pub struct Group {
     /// Its epoch.
     pub epoch: GroupEpoch,
+    /// What its ranks have room for.
+    pub limits: Limits,
     /// Its ranks in order, `[world_size]`.
     pub ranks: Vec<RankStream>,
 }

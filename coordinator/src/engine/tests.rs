@@ -30,15 +30,19 @@ struct Rank {
     outputs: mpsc::Sender<Result<StepOutput, RankError>>,
 }
 
+fn limits() -> Limits {
+    Limits {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        max_model_len: 1_024,
+        num_blocks: 16,
+        max_waiting: 4,
+    }
+}
+
 impl Fixture {
     fn start() -> Self {
-        let limits = Limits {
-            max_num_seqs: 8,
-            max_num_batched_tokens: 64,
-            max_model_len: 1_024,
-            num_blocks: 16,
-            max_waiting: 4,
-        };
+        let limits = limits();
         let (engine, handle, remote) = Engine::new(Options {
             model: ModelId::new("m"),
             limits,
@@ -61,7 +65,7 @@ impl Fixture {
             streams.push(RankStream { batches, outputs: outputs_stream });
             ranks.push(Rank { batches: received, outputs });
         }
-        let group = Group { epoch: GroupEpoch(epoch), ranks: streams };
+        let group = Group { epoch: GroupEpoch(epoch), limits: limits(), ranks: streams };
         self.remote.command(Command::Serve(group)).await;
         let mut status = self.handle.watch();
         status.wait_for(|status| status.epoch == GroupEpoch(epoch)).await.unwrap();

@@ -29,7 +29,7 @@ pub struct Scheduler {
 // === impl Scheduler ===
 
 impl Scheduler {
-    /// A scheduler without sequences and without a group.
+    /// A scheduler without sequences and without a group. `limits` hold until there is one.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -88,8 +88,9 @@ impl Scheduler {
                     self.commit(sample, updates);
                 }
             }
-            Event::GroupFormed { world_size } => {
+            Event::GroupFormed { world_size, limits } => {
                 self.roll_back();
+                self.limits = limits;
                 self.ranks = (0..world_size).map(|_| Rank::new(self.limits.num_blocks)).collect();
             }
             Event::GroupLost => self.roll_back(),

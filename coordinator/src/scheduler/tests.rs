@@ -54,7 +54,7 @@ fn run(harness: &mut Harness) {
 #[test]
 fn two_steps_are_in_flight_and_no_more() {
     let mut scheduler = Scheduler::new(limits());
-    let form = Event::GroupFormed { world_size: 1 };
+    let form = Event::GroupFormed { world_size: 1, limits: limits() };
     let new = NewSequence {
         id: SequenceId(1),
         prompt: vec![7; 5],
@@ -89,7 +89,8 @@ fn a_late_stop_drops_the_extra_token() {
         max_tokens: 100,
         stop_token_ids: vec![STOP_TOKEN],
     };
-    let events = vec![Event::GroupFormed { world_size: 1 }, Event::Submitted(new)];
+    let events =
+        vec![Event::GroupFormed { world_size: 1, limits: limits() }, Event::Submitted(new)];
     scheduler.step(Duration::ZERO, events);
     scheduler.step(Duration::ZERO, vec![]);
     let sample = |position, token_id| Sample {
@@ -235,4 +236,21 @@ fn one_history_has_one_schedule() {
         plans
     };
     assert_eq!(schedule(), schedule());
+}
+
+#[test]
+fn a_group_brings_its_own_limits() {
+    let small = Limits { num_blocks: 2, max_model_len: 256, ..limits() };
+    let large = Limits { num_blocks: 4, max_model_len: 512, ..limits() };
+    let new = NewSequence {
+        id: SequenceId(1),
+        prompt: vec![1; 300],
+        max_tokens: 100,
+        stop_token_ids: vec![],
+    };
+    let mut scheduler = Scheduler::new(small);
+    let form = Event::GroupFormed { world_size: 1, limits: large };
+    let plan = scheduler.step(Duration::ZERO, vec![form, Event::Submitted(new)]);
+    assert_eq!(plan.updates[0], Update::Queued(SequenceId(1)));
+    assert_eq!(scheduler.stats().ranks[0].total_blocks, 4);
 }

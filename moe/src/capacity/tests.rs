@@ -25,3 +25,27 @@ fn v4_flash_block_costs_what_the_entries_cost() {
     // The published 6,880 bytes per token (bf16 everything).
     assert_eq!(expected / BLOCK_SIZE, 6_880);
 }
+
+#[test]
+fn fp8_blocks_cost_the_published_bytes_per_token() {
+    let flash = ModelConfig::from_json(include_str!("../config/v4-flash.json")).unwrap();
+    assert_eq!(CacheFormat::Fp8.row_bytes(flash.head_dim, flash.qk_rope_head_dim), 584);
+    assert_eq!(CacheFormat::Fp8.key_bytes(flash.index_head_dim), 68);
+    assert_eq!(block_bytes(&flash, CacheFormat::Fp8), 21 * 32 * (584 + 68) + 20 * 584);
+    assert_eq!(block_bytes(&flash, CacheFormat::Fp8) / BLOCK_SIZE, 3_514);
+    // The same widths, 30 CSA and 31 HCA layers.
+    let csa = std::iter::repeat_n(AttentionKind::Csa { ratio: 4 }, 30);
+    let hca = std::iter::repeat_n(AttentionKind::Hca { ratio: 128 }, 31);
+    let pro = ModelConfig { layers: csa.chain(hca).collect(), ..flash };
+    assert_eq!(block_bytes(&pro, CacheFormat::Fp8) / BLOCK_SIZE, 5_031);
+    assert_eq!(block_bytes(&pro, CacheFormat::Bf16) / BLOCK_SIZE, 9_848);
+}
+
+#[test]
+fn a_sequence_s_window_costs_its_rows() {
+    let config = ModelConfig::from_json(include_str!("../config/v4-flash.json")).unwrap();
+    let tails = sequence_bytes(&config, CacheFormat::Bf16)
+        - config.num_hidden_layers * window_rows(&config) * 1_024;
+    let windows = sequence_bytes(&config, CacheFormat::Fp8) - tails;
+    assert_eq!(windows, config.num_hidden_layers * (128 + ROLLBACK_TOKENS) * 584);
+}

@@ -19,6 +19,24 @@ fn v4_flash_has_the_published_layer_census() {
 }
 
 #[test]
+fn v4_pro_has_the_published_layer_census() {
+    let config = ModelConfig::v4_pro();
+    let count = |want: fn(&AttentionKind) -> bool| config.layers.iter().filter(|k| want(k)).count();
+    assert_eq!(config.num_hidden_layers, 61);
+    assert_eq!(count(|kind| matches!(kind, AttentionKind::SlidingWindow)), 0);
+    assert_eq!(count(|kind| matches!(kind, AttentionKind::Csa { ratio: 4 })), 30);
+    assert_eq!(count(|kind| matches!(kind, AttentionKind::Hca { ratio: 128 })), 31);
+}
+
+#[test]
+fn the_first_layers_are_a_model_of_their_own() {
+    let config = ModelConfig::v4_flash().first_layers(2);
+    assert_eq!((config.num_hidden_layers, config.num_hash_layers), (2, 2));
+    assert_eq!(config.layers, [AttentionKind::SlidingWindow; 2]);
+    assert_eq!(ModelConfig::v4_flash().first_layers(1000), ModelConfig::v4_flash());
+}
+
+#[test]
 fn every_impossible_value_is_named() {
     let text = edited(|config| {
         config["hidden_size"] = 0.into();

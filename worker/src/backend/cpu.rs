@@ -11,18 +11,15 @@ use switchyard_kernels::norm::{rms_norm, rms_norm_unweighted};
 use switchyard_kernels::quant::{
     ACTIVATION_BLOCK, KV_BLOCK, fp4_round_trip, fp8_round_trip, round_bf16,
 };
-use switchyard_kernels::rope::{
-    RopeAngles, RopeParams, RopeTable as Frequencies, rope, rope_inverse,
-};
+use switchyard_kernels::rope::{RopeAngles, RopeTable as Frequencies, rope, rope_inverse};
 use switchyard_kernels::sampling::{self, DrawKey, LogProbs, Sampling};
 use switchyard_kernels::swiglu::{Swiglu, swiglu};
-use switchyard_kernels::{Cpu, hyper, rope as rope_kernel};
-use switchyard_moe::capacity::CacheFormat;
+use switchyard_kernels::{Cpu, hyper};
 use switchyard_moe::config::ModelConfig;
 
 use super::{
-    AttendInput, Backend, CompressInput, GateWeights, HyperWeights, MlpWeights, Numerics,
-    RopeTable, Rotation, Sample, SampleRequest, SelectInput,
+    AttendInput, Backend, CompressInput, DeviceError, GateWeights, HyperWeights, MlpWeights,
+    Numerics, RopeTable, Rotation, Sample, SampleRequest, SelectInput, frequencies,
 };
 use crate::experts::frame::RowFormat;
 use crate::experts::{FrameError, Routes};
@@ -74,34 +71,18 @@ impl CpuBackend {
         numerics: Numerics,
         num_threads: NonZeroUsize,
     ) -> Result<Self, Error> {
-        let frequencies = |theta, yarn| {
-            Frequencies::new(&RopeParams { theta, rotary_dim: config.qk_rope_head_dim, yarn })
-        };
-        let yarn = config.yarn.map(|yarn| rope_kernel::Yarn {
-            factor: yarn.factor,
-            beta_fast: yarn.beta_fast,
-            beta_slow: yarn.beta_slow,
-            original_max_positions: yarn.original_max_position_embeddings as u32,
-        });
+        let (main_rope, compress_rope) = frequencies(config);
         Ok(Self {
             cpu: Cpu::detect(num_threads)?,
             config: config.clone(),
             numerics,
-            main_rope: frequencies(config.rope_theta, None),
-            compress_rope: frequencies(config.compress_rope_theta, yarn),
+            main_rope,
+            compress_rope,
             main_angles: Vec::new(),
             compress_angles: Vec::new(),
             scratch: Vec::new(),
             experts: moe::Scratch::default(),
         })
-    }
-
-    /// Numbers of the KV cache.
-    fn cache_format(&self) -> CacheFormat {
-        match self.numerics {
-            Numerics::Exact => CacheFormat::F32,
-            Numerics::Official => CacheFormat::Bf16,
-        }
     }
 
     /// Rows on their way to other ranks.
@@ -193,6 +174,7 @@ impl Backend for CpuBackend {
     type Vector = Vec<f32>;
     type Matrix = CpuMatrix;
     type IdTable = Vec<u32>;
+    type Routes = Routes;
     type Experts = CpuExperts;
     type Cache = CpuCache;
     type Mix = HyperCoefficients;
@@ -229,12 +211,40 @@ impl Backend for CpuBackend {
         data
     }
 
+    fn routes(&self, routes: Routes) -> Routes {
+        routes
+    }
+
     fn experts(&self, slots: Vec<Option<MlpWeights<CpuMatrix>>>) -> CpuExperts {
         CpuExperts::new(slots)
     }
 
     fn cache(&self, layout: &LayerLayout) -> CpuCache {
-        CpuCache::new(layout, self.cache_format())
+        CpuCache::new(layout, self.numerics)
+    }
+
+    fn mix(&self) -> HyperCoefficients {
+        HyperCoefficients::default()
+    }
+
+    fn routing(&self) -> CpuRouting {
+        CpuRouting::default()
+    }
+
+    fn selection(&self) -> CpuSelection {
+        CpuSelection::default()
+    }
+
+    fn received(&self) -> CpuReceived {
+        CpuReceived::default()
+    }
+
+    fn buffer(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn finish_load(&self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn begin_step(&mut self, spans: &[Span<'_>]) {
@@ -243,6 +253,10 @@ impl Backend for CpuBackend {
         self.main_angles.extend(positions().map(|p| self.main_rope.angles(p as u32)));
         self.compress_angles.clear();
         self.compress_angles.extend(positions().map(|p| self.compress_rope.angles(p as u32)));
+    }
+
+    fn end_step(&mut self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn embed(&mut self, table: &CpuMatrix, ids: &[u32], streams: &mut CpuTensor) {

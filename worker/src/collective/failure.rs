@@ -50,6 +50,10 @@ impl Failure {
                 phase: Some(*phase),
                 cause: Cause::Malformed { detail: detail.clone() },
             },
+            // Devices that cannot reach each other are nobody's fault, but whoever stops because of it is not there any more.
+            Error::Fabric { phase, .. } => {
+                Self { culprit: observer, phase: Some(*phase), cause: Cause::Lost }
+            }
             // To its peers, a rank that was told to stop is a rank that stopped.
             Error::Aborted { phase } => {
                 Self { culprit: observer, phase: Some(*phase), cause: Cause::Lost }

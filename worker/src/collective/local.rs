@@ -247,6 +247,10 @@ impl AbortHandle for Abort {
     fn abort(&self) {
         self.hub.update(|state| state.aborted[self.rank.0 as usize] = true);
     }
+
+    fn is_aborted(&self) -> bool {
+        self.hub.lock().aborted[self.rank.0 as usize]
+    }
 }
 
 impl fmt::Debug for Abort {

@@ -290,4 +290,8 @@ impl AbortHandle for Arc<Abort> {
             let _ = (&self.waker).write(&[1]);
         }
     }
+
+    fn is_aborted(&self) -> bool {
+        self.called.load(Ordering::Acquire)
+    }
 }

@@ -1,7 +1,5 @@
 //! From the last layer's streams to samples.
 
-use tokio::time::Instant;
-
 use super::load::ModelWeights;
 use super::pass::Pass;
 use crate::backend::{Backend, SampleRequest};
@@ -24,7 +22,7 @@ impl<B: Backend> Pass<'_, B> {
         batch: &StepBatch,
         rows: Rows,
     ) -> (Vec<SampledToken>, Vec<f32>) {
-        let start = Instant::now();
+        let start = self.clock();
         let logits = match rows {
             Rows::All if !self.ids.is_empty() => {
                 let all: Vec<_> = (0..self.ids.len()).collect();
@@ -34,7 +32,7 @@ impl<B: Backend> Pass<'_, B> {
             Rows::All | Rows::Sampled => Vec::new(),
         };
         let samples = self.samples(weights, batch);
-        self.timings.head += start.elapsed().as_secs_f64();
+        self.timings.head += (self.clock() - start).as_secs_f64();
         (samples, logits)
     }
 

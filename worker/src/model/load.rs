@@ -7,7 +7,7 @@ use switchyard_moe::placement::Placement;
 use crate::backend::{
     Backend, CompressorWeights, GateChoice, GateWeights, HyperWeights, MlpWeights,
 };
-use crate::weights::{Checkpoint, Error};
+use crate::weights::{Error, Source};
 
 /// How far loading has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub(super) struct IndexerWeights<B: Backend> {
 /// Reads one rank's parameters.
 pub(super) struct Loader<'a, B> {
     backend: &'a B,
-    checkpoint: &'a Checkpoint,
+    checkpoint: &'a dyn Source,
     rank: EpRank,
     placement: &'a Placement,
     progress: &'a mut dyn FnMut(Progress),
@@ -75,7 +75,7 @@ pub(super) struct Loader<'a, B> {
 impl<'a, B: Backend> Loader<'a, B> {
     pub(super) fn new(
         backend: &'a B,
-        checkpoint: &'a Checkpoint,
+        checkpoint: &'a dyn Source,
         (rank, placement): (EpRank, &'a Placement),
         progress: &'a mut dyn FnMut(Progress),
     ) -> Self {

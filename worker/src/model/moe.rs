@@ -1,7 +1,6 @@
 //! The mixture of experts, over all ranks of the group.
 
 use switchyard_moe::ids::StepId;
-use tokio::time::Instant;
 
 use super::Layer;
 use super::pass::Pass;
@@ -19,17 +18,17 @@ impl<B: Backend> Pass<'_, B> {
         all_to_all: &mut dyn AllToAll<Buffer = B::Buffer>,
     ) -> Result<(), collective::Error> {
         let weights = &layer.weights;
-        let start = Instant::now();
+        let start = self.clock();
         if !self.ids.is_empty() {
             self.enter(&weights.hyper_moe, &weights.moe_norm);
         }
-        self.timings.attention += start.elapsed().as_secs_f64();
+        self.timings.attention += (self.clock() - start).as_secs_f64();
         self.moe(step, index, layer, all_to_all)?;
-        let start = Instant::now();
+        let start = self.clock();
         if !self.ids.is_empty() {
             self.leave();
         }
-        self.timings.attention += start.elapsed().as_secs_f64();
+        self.timings.attention += (self.clock() - start).as_secs_f64();
         Ok(())
     }
 
@@ -45,12 +44,12 @@ impl<B: Backend> Pass<'_, B> {
         let dispatch = phase(Direction::Dispatch);
         let combine = phase(Direction::Combine);
 
-        let start = Instant::now();
+        let start = self.clock();
         let (x, t) = (&self.work.x, &mut self.work.moe);
         self.backend.gate(&layer.weights.gate, x, self.ids, &mut t.routing);
         self.backend.pack_dispatch(&layer.routes, x, &mut t.routing, &mut t.outbound);
         all_to_all.exchange(dispatch, &t.outbound, &mut t.inbound)?;
-        let dispatched = Instant::now();
+        let dispatched = self.clock();
 
         self.shared_expert(&layer.weights.shared);
         let t = &mut self.work.moe;
@@ -58,8 +57,9 @@ impl<B: Backend> Pass<'_, B> {
             .unpack_dispatch(&t.inbound, layer.num_slots, &mut t.received)
             .map_err(|error| malformed(error, dispatch))?;
         self.backend.run_experts(&layer.experts, &mut t.received);
-        let computed = Instant::now();
+        let computed = self.clock();
 
+        let t = &mut self.work.moe;
         self.backend.pack_combine(&t.received, &mut t.outbound);
         all_to_all.exchange(combine, &t.outbound, &mut t.inbound)?;
         self.backend
@@ -67,7 +67,7 @@ impl<B: Backend> Pass<'_, B> {
             .map_err(|error| malformed(error, combine))?;
         self.timings.dispatch += (dispatched - start).as_secs_f64();
         self.timings.experts += (computed - dispatched).as_secs_f64();
-        self.timings.combine += computed.elapsed().as_secs_f64();
+        self.timings.combine += (self.clock() - computed).as_secs_f64();
         Ok(())
     }
 

@@ -63,6 +63,8 @@ pub(super) struct Pass<'a, B: Backend> {
     pub(super) ids: &'a [u32],
     pub(super) spans: &'a [Span<'a>],
     pub(super) timings: StepTimings,
+    /// Whether [`clock`](Self::clock) waits for the device.
+    pub(super) waits: bool,
 }
 
 // === impl Workspace ===
@@ -74,7 +76,7 @@ impl<B: Backend> Workspace<B> {
         let (entry, index) = (2 * c.head_dim, 2 * c.index_head_dim);
         Self {
             streams: backend.tensor(streams),
-            mix: B::Mix::default(),
+            mix: backend.mix(),
             x: backend.tensor(c.hidden_size),
             y: backend.tensor(c.hidden_size),
             attention: AttentionTensors {
@@ -87,13 +89,13 @@ impl<B: Backend> Workspace<B> {
                 index_score: backend.tensor(index),
                 index_q: backend.tensor(c.index_n_heads * c.index_head_dim),
                 index_weights: backend.tensor(c.index_n_heads),
-                selection: B::Selection::default(),
+                selection: backend.selection(),
                 out: backend.tensor(c.num_attention_heads * c.head_dim),
                 out_latent: backend.tensor(c.o_groups * c.o_lora_rank),
             },
             moe: MoeTensors {
-                routing: B::Routing::default(),
-                received: B::Received::default(),
+                routing: backend.routing(),
+                received: backend.received(),
                 gate: backend.tensor(c.moe_intermediate_size),
                 up: backend.tensor(c.moe_intermediate_size),
                 outbound: Vec::new(),
@@ -108,12 +110,21 @@ impl<B: Backend> Workspace<B> {
 // === impl Pass ===
 
 impl<B: Backend> Pass<'_, B> {
+    /// The time at which a phase ends or begins.
+    pub(super) fn clock(&mut self) -> Instant {
+        if self.waits {
+            self.backend.wait();
+        }
+        Instant::now()
+    }
+
     /// Embeds the step's tokens.
     pub(super) fn begin(&mut self, embed: &B::Matrix, world_size: usize) {
         self.backend.begin_step(self.spans);
         self.backend.embed(embed, self.ids, &mut self.work.streams);
-        self.work.moe.outbound.resize_with(world_size, B::Buffer::default);
-        self.work.moe.inbound.resize_with(world_size, B::Buffer::default);
+        let MoeTensors { outbound, inbound, .. } = &mut self.work.moe;
+        outbound.resize_with(world_size, || self.backend.buffer());
+        inbound.resize_with(world_size, || self.backend.buffer());
     }
 
     /// The attention sublayer with the mixing around it.
@@ -123,13 +134,13 @@ impl<B: Backend> Pass<'_, B> {
         cache: &mut B::Cache,
         kind: AttentionKind,
     ) {
-        let start = Instant::now();
+        let start = self.clock();
         if !self.ids.is_empty() {
             self.enter(&weights.hyper_attention, &weights.attention_norm);
             self.attention(&weights.attention, cache, kind);
             self.leave();
         }
-        self.timings.attention += start.elapsed().as_secs_f64();
+        self.timings.attention += (self.clock() - start).as_secs_f64();
     }
 
     /// Collapses the streams into the normed input of a sublayer.

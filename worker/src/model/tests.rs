@@ -2,13 +2,14 @@ use super::*;
 use std::thread;
 use std::time::Duration;
 
-use switchyard_moe::ids::{BlockId, GroupEpoch};
+use switchyard_moe::ids::GroupEpoch;
 
 use crate::backend::cpu::CpuTensor;
 use crate::collective::local::{self, Local};
 use crate::collective::{AbortHandle, Direction, Phase};
 use crate::step::{SamplingParams, SequenceChunk};
 use crate::verify::tests::{golden, golden_ids, micro, tiny_b};
+use crate::weights::Checkpoint;
 
 mod exchange;
 mod layers;
@@ -43,6 +44,7 @@ fn load_from(
         numerics,
         limits: LIMITS,
         num_threads: NonZeroUsize::MIN,
+        exchange_deadline: Duration::from_secs(60),
     };
     RankModel::load(checkpoint, &options, &mut |_| {}).unwrap()
 }

@@ -1,17 +1,17 @@
 //! What the rank's thread computes with: the model in memory, or a stand-in for it in tests.
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use switchyard_moe::ids::{EpRank, StepId};
 use switchyard_moe::placement::Placement;
 
-use crate::backend::Numerics;
+use crate::backend::device::DeviceModel;
 use crate::collective::AllToAll;
 use crate::kv_cache::CacheLimits;
 use crate::metric_definitions as metric;
-use crate::model::{self, LoadOptions, Progress, RankModel};
+use crate::model::{self, LoadOptions, Progress};
+use crate::options::Options;
 use crate::step::{StepBatch, StepResult};
 use crate::weights::Checkpoint;
 
@@ -53,13 +53,12 @@ pub trait StepRunner: fmt::Debug + Send + 'static {
     ) -> Result<StepResult, model::Error>;
 }
 
-/// The [`StepRunner`] of a worker process: a [`RankModel`] on the CPU, from a checkpoint.
+/// The [`StepRunner`] of a worker process: a model from a checkpoint, on the worker's device.
 #[derive(Debug)]
 pub struct CheckpointRunner {
     checkpoint: Arc<Checkpoint>,
-    numerics: Numerics,
-    num_threads: NonZeroUsize,
-    loaded: Option<(Plan, RankModel)>,
+    options: Options,
+    loaded: Option<(Plan, DeviceModel)>,
 }
 
 // === impl CheckpointRunner ===
@@ -67,25 +66,26 @@ pub struct CheckpointRunner {
 impl CheckpointRunner {
     /// A rank that has loaded nothing yet.
     #[must_use]
-    pub fn new(checkpoint: Arc<Checkpoint>, numerics: Numerics, num_threads: NonZeroUsize) -> Self {
-        Self { checkpoint, numerics, num_threads, loaded: None }
+    pub fn new(checkpoint: Arc<Checkpoint>, options: Options) -> Self {
+        Self { checkpoint, options, loaded: None }
     }
 
     fn load_anew(
         &mut self,
         plan: &Plan,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<RankModel, model::Error> {
+    ) -> Result<DeviceModel, model::Error> {
         // What is to be replaced is freed first: a worker need not hold two models.
         self.loaded = None;
         let options = LoadOptions {
             rank: plan.rank,
             placement: plan.placement.clone(),
-            numerics: self.numerics,
+            numerics: self.options.numerics,
             limits: plan.limits,
-            num_threads: self.num_threads,
+            num_threads: self.options.num_threads,
+            exchange_deadline: self.options.exchange_deadline,
         };
-        RankModel::load(&self.checkpoint, &options, progress)
+        DeviceModel::load(&self.options.device, &*self.checkpoint, &options, progress)
     }
 }
 
@@ -98,9 +98,12 @@ impl StepRunner for CheckpointRunner {
         let model = match self.loaded.take() {
             Some((held, model)) if held == *plan => model,
             Some((held, mut model)) if held.limits == plan.limits => {
-                let placed = model.place(&self.checkpoint, plan.rank, &plan.placement, progress);
+                let placed = model.place(&*self.checkpoint, plan.rank, &plan.placement, progress);
                 if let Err(error) = placed {
-                    self.loaded = Some((held, model));
+                    // A placement that does not fit leaves the model as it was; anything else leaves a part of it.
+                    if matches!(error, model::Error::Placement(_)) {
+                        self.loaded = Some((held, model));
+                    }
                     return Err(error);
                 }
                 model

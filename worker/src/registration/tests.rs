@@ -19,3 +19,19 @@ fn refusals_are_final_and_outages_are_not() {
         assert!(!is_final(code), "{code}");
     }
 }
+
+#[test]
+fn a_processor_is_described_and_a_missing_gpu_is_refused() {
+    use crate::backend::device::Device;
+    use std::num::NonZeroUsize;
+
+    let threads = NonZeroUsize::new(3).unwrap();
+    let cpu = device::describe(&Device::Cpu, threads).unwrap();
+    assert_eq!((cpu.kind.as_str(), cpu.threads), ("cpu", 3));
+    // No machine has so many.
+    let gpu: Device = "cuda:4095".parse().unwrap();
+    let error = crate::chain(&device::describe(&gpu, threads).unwrap_err());
+    assert!(error.starts_with("cannot set up the device: "), "{error}");
+    #[cfg(feature = "cuda-emulator")]
+    assert_eq!(device::describe(&Device::Emulated, threads).unwrap().kind, "cuda");
+}

@@ -44,9 +44,10 @@ pub(super) fn rank(error: &rank::Error) -> Status {
             // The exchange's own words name the culprit, the observer and the place.
             model::Error::Collective { source, .. } => exchange(source),
             model::Error::Batch { .. } => Status::invalid_argument(chain(error)),
-            model::Error::Checkpoint(_) | model::Error::Device(_) | model::Error::Placement(_) => {
-                Status::internal(chain(error))
-            }
+            model::Error::Checkpoint(_)
+            | model::Error::Device(_)
+            | model::Error::Fault { .. }
+            | model::Error::Placement(_) => Status::internal(chain(error)),
         },
     }
 }
@@ -59,5 +60,6 @@ fn exchange(error: &collective::Error) -> Status {
         collective::Error::Aborted { .. } => Status::aborted(message),
         collective::Error::StaleEpoch { .. } => Status::failed_precondition(message),
         collective::Error::Malformed { .. } => Status::data_loss(message),
+        collective::Error::Fabric { .. } => Status::internal(message),
     }
 }

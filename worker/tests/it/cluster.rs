@@ -21,6 +21,7 @@ use switchyard_proto::worker::sequence_chunk::Tokens;
 use switchyard_proto::worker::worker_client::WorkerClient;
 use switchyard_proto::worker::{self as proto, RankBatch, StepOutput};
 use switchyard_worker::backend::Numerics;
+use switchyard_worker::backend::device::Device;
 use switchyard_worker::collective::{AllToAll, Direction, Phase};
 use switchyard_worker::model::{self, Progress};
 use switchyard_worker::rank::{Plan, StepRunner};
@@ -181,6 +182,7 @@ fn small_runtime() -> Runtime {
 pub(crate) fn options(coordinator: SocketAddr, world_size: usize) -> Options {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     Options {
+        device: Device::Cpu,
         coordinator: format!("http://{coordinator}").parse().unwrap(),
         model: ModelId::new("fake"),
         model_dir: PathBuf::from("nowhere"),

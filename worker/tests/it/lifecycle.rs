@@ -105,6 +105,13 @@ async fn nothing_is_announced_when_something_is_wrong() {
     let error = Worker::bind(in_use).await.unwrap_err();
     assert_eq!(error.to_string(), format!("cannot listen on {address} (data plane)"));
 
+    // No machine has so many GPUs.
+    let mut absent = options("127.0.0.1:1".parse().unwrap(), 1);
+    absent.model_dir = micro();
+    absent.device = "cuda:4095".parse().unwrap();
+    let error = Worker::bind(absent).await.unwrap_err();
+    assert!(matches!(&error, Error::Device(_)), "{error:?}");
+
     let mut anywhere = options("127.0.0.1:1".parse().unwrap(), 1);
     anywhere.model_dir = micro();
     anywhere.control_addr = "0.0.0.0:0".parse().unwrap();

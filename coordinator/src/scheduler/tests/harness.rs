@@ -144,7 +144,7 @@ impl Harness {
     }
 
     pub(super) fn form(&mut self, world_size: usize) -> StepPlan {
-        self.events.push(Event::GroupFormed { world_size });
+        self.events.push(Event::GroupFormed { world_size, limits: self.limits });
         self.reset(world_size)
     }
 

@@ -3,10 +3,10 @@
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 use switchyard_kernels::attention::KeyRows;
-use switchyard_moe::capacity::{CacheFormat, entries_per_block, first_entry_of_block};
+use switchyard_moe::capacity::{entries_per_block, first_entry_of_block};
 use switchyard_moe::config::{AttentionKind, BLOCK_SIZE};
 
-use crate::backend::Entries;
+use crate::backend::{Entries, Numerics};
 use crate::kv_cache::{LayerLayout, Span};
 
 /// One layer's cache.
@@ -84,7 +84,7 @@ impl Cell for bf16 {
 // === impl CpuCache ===
 
 impl CpuCache {
-    pub(super) fn new(layout: &LayerLayout, format: CacheFormat) -> Self {
+    pub(super) fn new(layout: &LayerLayout, numerics: Numerics) -> Self {
         let layout = *layout;
         let halves = match layout.kind {
             AttentionKind::SlidingWindow => 0,
@@ -94,9 +94,9 @@ impl CpuCache {
         let index_halves = if halves == 2 { 2 } else { 0 };
         Self {
             layout,
-            numbers: match format {
-                CacheFormat::F32 => Numbers::F32(Pools::new(&layout)),
-                CacheFormat::Bf16 => Numbers::Bf16(Pools::new(&layout)),
+            numbers: match numerics {
+                Numerics::Exact => Numbers::F32(Pools::new(&layout)),
+                Numerics::Official => Numbers::Bf16(Pools::new(&layout)),
             },
             tail: Tail::new(&layout, halves * layout.head_dim),
             index_tail: Tail::new(&layout, index_halves * layout.index_head_dim),

@@ -139,6 +139,7 @@ fn progress_ends_at_the_bytes_that_were_announced() {
             numerics: Numerics::Official,
             limits: LIMITS,
             num_threads: NonZeroUsize::MIN,
+            exchange_deadline: Duration::from_secs(60),
         };
         let mut heard = Vec::new();
         RankModel::load(&checkpoint, &options, &mut |progress| heard.push(progress)).unwrap();

@@ -30,6 +30,7 @@ fn forced_layers(numerics: Numerics, dir: &Path, prefix: &str) -> Vec<[Vec<f32>;
         ids: &ids,
         spans: &spans,
         timings: StepTimings::default(),
+        waits: false,
     };
     pass.begin(&model.weights.embed, 1);
     let mut layers = Vec::new();
