@@ -196,18 +196,6 @@ impl Communicator {
         Ok(this)
     }
 
-    /// This rank.
-    #[must_use]
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// Ranks of the group.
-    #[must_use]
-    pub fn world_size(&self) -> usize {
-        self.world_size
-    }
-
     /// Queues the exchange of one buffer with every rank, itself included: the first `outbound[r].1` bytes of
     /// `outbound[r].0` for rank `r`, and `inbound[r].1` bytes from it. Both sides of a pair know the same length, and
     /// nothing is sent for length 0.

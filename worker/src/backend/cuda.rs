@@ -1,5 +1,5 @@
-//! An NVIDIA GPU. Every op is a kernel, or a few, queued on one stream; nothing waits for the device but what brings
-//! numbers back: samples, and in exact exchanges the sizes of frames.
+//! An NVIDIA GPU. Every op is a kernel, or a few, queued on one stream; no op waits for the device but those that bring
+//! numbers back: samples, and the sizes of frames. (Collectives wait for what they exchange.)
 
 use std::sync::Arc;
 
