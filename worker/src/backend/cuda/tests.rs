@@ -75,7 +75,7 @@ fn longer_prompts_choose_among_entries() {
 }
 
 #[test]
-#[ignore = "takes minutes on the emulator"]
+#[ignore = "takes a minute on the emulator; .ci/run does it"]
 fn bigger_models_agree_too() {
     let Some(dir) = tiny_b() else { return };
     let file = dir.join("golden/window.safetensors");
