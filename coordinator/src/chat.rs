@@ -13,6 +13,7 @@ pub mod request;
 pub mod model;
 pub mod answer;
 pub mod usage;
+mod constraint;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -180,6 +181,7 @@ impl Error {
             }
             Self::Submit(SubmitError::NotReady { .. }) => "model_not_ready",
             Self::Generate(GenerateError::GroupLost(_)) => "model_unavailable",
+            Self::Generate(GenerateError::Constraint(_)) => "constraint_too_complex",
             Self::Generate(GenerateError::ShuttingDown) => "shutting_down",
             Self::Internal { .. } => "internal_error",
         }
@@ -272,12 +274,19 @@ impl Chat {
             choice: 0,
             logprobs: options.logprobs,
             num_top_logprobs: options.top_logprobs.unwrap_or(0).into(),
+            ..SamplingParams::default()
         };
         tracing::Span::current().record("gen_ai.usage.input_tokens", prompt.len());
         let prompt_usage = PromptUsage { prompt_tokens: prompt.len(), prompt_cache_hit_tokens: 0 };
         let generation = served
             .engine
-            .submit(GenerateRequest { prompt, sampling, max_tokens, stop_token_ids })
+            .submit(GenerateRequest {
+                prompt,
+                sampling,
+                max_tokens,
+                stop_token_ids,
+                constraint: None,
+            })
             .instrument(tracing::info_span!("engine.submit"))
             .await?;
         Ok(Parts { served: Arc::clone(served), conversation, prompt_usage, generation, permit })

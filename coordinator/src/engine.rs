@@ -317,6 +317,9 @@ impl Engine {
                 self.status.send_modify(|status| status.last_token = Some(Instant::now()));
             }
             Update::Finished(id, reason) => self.streams.finish(id, reason),
+            Update::Failed(id, reason) => {
+                self.streams.fail(id, GenerateError::Constraint(reason));
+            }
         }
     }
 

@@ -18,6 +18,11 @@
 //! steps in order, and a batch names the released sequences, whose state is dropped before the batch runs: so the step
 //! in flight is over before the block's next owner touches it. Ranks share no blocks, so no order between ranks is needed.
 //!
+//! # Samples put off
+//! A rank that cannot sample in time for one sequence says so ([`Outcome::Deferred`]) instead of holding up the step. The
+//! chunk's last token then counts as not computed. A decode of the sequence that was already in flight computes it
+//! again, one position before the one it was planned for; positions planned from then on are right again.
+//!
 //! # Preemption
 //! A decode that needs a block when none is free preempts the newest running sequence of its rank, possibly itself.
 //! That one waits again, at the place its id gives it, and recomputes prompt and accepted tokens as one prefill. Samples of it
@@ -98,15 +103,33 @@ pub enum Event {
     GroupLost,
 }
 
-/// One sampled token.
+/// What became of a sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Its sequence.
     pub sequence: SequenceId,
     /// Its absolute position.
     pub position: usize,
-    /// The token.
-    pub token: GeneratedToken,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of a sample.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// A token.
+    Drawn(GeneratedToken),
+    /// Nothing yet: the chunk's last token counts as not computed.
+    Deferred,
+    /// Nothing, now and for ever.
+    Failed(String),
+}
+
+impl Sample {
+    /// Its sequence, if it was put off.
+    pub(crate) fn deferred(&self) -> Option<SequenceId> {
+        (self.outcome == Outcome::Deferred).then_some(self.sequence)
+    }
 }
 
 /// What an event means for a sequence's owner.
@@ -129,6 +152,8 @@ pub enum Update {
     Token(SequenceId, GeneratedToken),
     /// The answer is complete; the scheduler has forgotten the sequence.
     Finished(SequenceId, FinishReason),
+    /// The answer cannot go on, and why; the scheduler has forgotten the sequence.
+    Failed(SequenceId, String),
 }
 
 /// Why a sequence is not accepted.

@@ -9,13 +9,44 @@ struct SampleParams {
   u32 choice;
   u32 position;
   float temperature;
+  float min_p;
+  u32 top_k;
   float top_p;
   u32 num_top_logprobs;
   u32 wants_logprob;
+  // Row of `adjusted` to draw from; that of `logits` if there is none.
+  u32 adjusted_row;
+  u32 padding;
+};
+
+constexpr u32 SAMPLE_NOT_ADJUSTED = 0xffffffffu;
+
+// What is done to one row before it is drawn from.
+struct Adjustment {
+  u32 row;
+  // Pairs `first_bias..end_bias` of token and number to add.
+  u32 first_bias;
+  u32 end_bias;
+  // First word of the mask of tokens that may be drawn, if there is one.
+  u32 first_word;
+};
+
+constexpr u32 SAMPLE_ALL_ALLOWED = 0xffffffffu;
+
+struct AdjustArgs {
+  const float* logits;  // [num_rows, vocab]
+  float* adjusted;      // [num_adjustments, vocab]
+  const Adjustment* adjustments;
+  const u32* bias_tokens;
+  const float* biases;
+  const u32* allowed;
+  u32 vocab;
+  u32 num_rows;
 };
 
 struct SampleArgs {
-  const float* logits;  // [num_rows, vocab]
+  const float* logits;    // [num_rows, vocab]
+  const float* adjusted;  // [num_adjustments, vocab]
   const SampleParams* params;
   u32* out;  // [num_rows, 2 + 2 * most alternatives]: token, its log probability, then pairs of the same
   u32 vocab;
@@ -40,10 +71,15 @@ struct SampleRow {
   u32 vocab;
   float largest;
   float inverse_temperature;
+  // Weights with lower bits count as 0, and so do those with these bits and a higher id.
+  u32 lowest;
+  u32 last_lowest;
 };
 
 __device__ __forceinline__ float sample_weight(const SampleRow& row, u32 token) {
-  return expf((row.logits[token] - row.largest) * row.inverse_temperature);
+  float weight = expf((row.logits[token] - row.largest) * row.inverse_temperature);
+  u32 bits = __float_as_uint(weight);
+  return bits > row.lowest || (bits == row.lowest && token <= row.last_lowest) ? weight : 0.0f;
 }
 
 // NaN weighs nothing.
@@ -138,7 +174,8 @@ struct SampleLevel {
   u64 above;
 };
 
-__device__ __forceinline__ SampleLevel sample_descend(const SampleRow& row, SampleShared& shared, u64 goal) {
+// `mass_of` a weight tells its mass; that of 0 is 0.
+template <typename Mass> __device__ __forceinline__ SampleLevel sample_descend(const SampleRow& row, SampleShared& shared, u64 goal, Mass mass_of) {
   u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   SampleLevel level = {0, 0};
   u32 known = 0;
@@ -150,7 +187,7 @@ __device__ __forceinline__ SampleLevel sample_descend(const SampleRow& row, Samp
     for (u32 i = threadIdx.x; i < row.vocab; i += blockDim.x) {
       float weight = sample_weight(row, i);
       u32 bits = __float_as_uint(weight);
-      u64 mass = sample_mass(weight);
+      u64 mass = mass_of(weight);
       if (mass > 0 && (bits & known) == level.weight) atomicAdd(&shared.histogram[(bits >> low) & digits], mass);
     }
     __syncthreads();
@@ -216,13 +253,40 @@ __device__ __forceinline__ u64 sample_target(u64 total, double uniform) {
 // Draws among the most likely tokens whose masses reach `top_p` of the total.
 __device__ __forceinline__ u32 sample_nucleus(const SampleRow& row, SampleShared& shared, const SampleParams& params, u64 total) {
   u64 goal = u64(double(total) * double(params.top_p));
-  SampleLevel last = sample_descend(row, shared, goal > 0 ? goal : 1);
+  SampleLevel last = sample_descend(row, shared, goal > 0 ? goal : 1, sample_mass);
   u64 each = sample_mass(__uint_as_float(last.weight));
   u64 nucleus = last.above + sample_num_equal(last, goal > 0 ? goal : 1) * each;
   u64 target = sample_target(nucleus, sample_uniform(params)) + 1;
-  SampleLevel drawn = sample_descend(row, shared, target);
+  SampleLevel drawn = sample_descend(row, shared, target, sample_mass);
   u64 nth = sample_num_equal(drawn, target) - 1;
   return sample_walk(row, shared, nth, [&](u32 i) { return u64(__float_as_uint(sample_weight(row, i)) == drawn.weight); });
+}
+
+// Rules out what `min_p` and `top_k` rule out.
+__device__ __forceinline__ void sample_keep(SampleRow& row, SampleShared& shared, const SampleParams& params) {
+  if (params.min_p > 0.0f) row.lowest = __float_as_uint(params.min_p);
+  if (params.top_k == 0 || params.top_k >= row.vocab) return;
+  auto is_kept = [](float weight) { return u64(weight > 0.0f); };
+  u64 kept = sample_total(row, shared.sums, [&](u32 i) { return is_kept(sample_weight(row, i)); });
+  if (kept <= params.top_k) return;
+  SampleLevel level = sample_descend(row, shared, params.top_k, is_kept);
+  u64 nth = params.top_k - level.above - 1;
+  row.last_lowest = sample_walk(row, shared, nth, [&](u32 i) { return u64(__float_as_uint(sample_weight(row, i)) == level.weight); });
+  row.lowest = level.weight;
+}
+
+// One block per adjustment.
+KERNEL(adjust_logits, AdjustArgs, 1024) {
+  Adjustment adjustment = a.adjustments[blockIdx.x];
+  const float* logits = a.logits + u64(adjustment.row) * a.vocab;
+  float* out = a.adjusted + u64(blockIdx.x) * a.vocab;
+  bool masks = adjustment.first_word != SAMPLE_ALL_ALLOWED;
+  const u32* allowed = a.allowed + (masks ? adjustment.first_word : 0);
+  for (u32 i = threadIdx.x; i < a.vocab; i += blockDim.x)
+    out[i] = !masks || (allowed[i / 32] >> (i % 32) & 1) ? logits[i] : __uint_as_float(0xff800000u);
+  __syncthreads();
+  // No token twice.
+  for (u32 i = adjustment.first_bias + threadIdx.x; i < adjustment.end_bias; i += blockDim.x) out[a.bias_tokens[i]] += a.biases[i];
 }
 
 // One block per row.
@@ -230,12 +294,15 @@ KERNEL(sample_rows, SampleArgs, 1024) {
   __shared__ SampleShared shared;
   SampleParams params = a.params[blockIdx.x];
   u32* out = a.out + u64(blockIdx.x) * a.row_words;
-  SampleRow row = {a.logits + u64(blockIdx.x) * a.vocab, a.vocab, 0.0f, 1.0f};
+  const float* logits = a.logits + u64(blockIdx.x) * a.vocab;
+  bool is_adjusted = params.adjusted_row != SAMPLE_NOT_ADJUSTED;
+  SampleRow row = {is_adjusted ? a.adjusted + u64(params.adjusted_row) * a.vocab : logits, a.vocab, 0.0f, 1.0f, 0, ~0u};
   u64 best = sample_best(row, ~u64(0), shared.sums);
   u32 likeliest = ~u32(best), token = likeliest;
   row.largest = row.logits[likeliest];
   if (params.temperature > 0.0f) {
     row.inverse_temperature = 1.0f / params.temperature;
+    sample_keep(row, shared, params);
     auto mass = [&](u32 i) { return sample_mass(sample_weight(row, i)); };
     u64 total = sample_total(row, shared.sums, mass);
     // Without a single number there is no mass.
@@ -249,7 +316,11 @@ KERNEL(sample_rows, SampleArgs, 1024) {
     out[1] = 0;
   }
   if (!params.wants_logprob && params.num_top_logprobs == 0) return;
-  row.inverse_temperature = 1.0f;
+  row = {logits, a.vocab, row.largest, 1.0f, 0, ~0u};
+  if (is_adjusted) {
+    best = sample_best(row, ~u64(0), shared.sums);
+    row.largest = row.logits[~u32(best)];
+  }
   u64 total = sample_total(row, shared.sums, [&](u32 i) { return sample_mass(sample_weight(row, i)); });
   float ln_sum = logf(float(double(total) * (1.0 / double(SAMPLE_UNIT))));
   if (threadIdx.x == 0 && params.wants_logprob) out[1] = __float_as_uint((row.logits[token] - row.largest) - ln_sum);

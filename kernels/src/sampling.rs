@@ -22,10 +22,23 @@ const PIECE: usize = 512;
 pub struct Sampling {
     /// 0 for the most likely token; otherwise logits are divided by it.
     pub temperature: f32,
-    /// Draw among the most likely tokens that together reach this probability; 1 for all.
+    /// Draw among tokens at least this share as likely as the most likely one; 0 for all.
+    pub min_p: f32,
+    /// Draw among this many most likely tokens, ties to the lower id; 0 for all.
+    pub top_k: u32,
+    /// Draw among the most likely of these that together reach this share of their probability; 1 for all.
     pub top_p: f32,
     /// Where the random number comes from.
     pub key: DrawKey,
+}
+
+/// What is done to a row of logits before a token is drawn. Reported log probabilities are those without it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Adjustment<'a> {
+    /// Added to the logits of single tokens; no token twice.
+    pub bias: &'a [(u32, f32)],
+    /// Tokens that may be drawn: bit `id % 32` of word `id / 32`. `None` for all.
+    pub allowed: Option<&'a [u32]>,
 }
 
 /// Names one draw.
@@ -67,10 +80,43 @@ pub fn sample(cpu: &Cpu, logits: &[f32], sampling: &Sampling) -> u32 {
     let mut weights = logits.to_vec();
     let total = cpu.run(SoftmaxWeights { x: &mut weights, temperature: sampling.temperature });
     let uniform = sampling.key.uniform();
+    let total = match keep_likely(&mut weights, sampling) {
+        Some(kept) => kept,
+        None => total,
+    };
     if sampling.top_p < 1.0 {
         draw_nucleus(&weights, total * f64::from(sampling.top_p), uniform)
     } else {
         cpu.run(DrawAll { weights: &weights, target: total * uniform })
+    }
+}
+
+// === impl Adjustment ===
+
+impl Adjustment<'_> {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.bias.is_empty() && self.allowed.is_none()
+    }
+
+    /// Adjusts `logits` `[vocab_size]` in place. What may not be drawn becomes negative infinity.
+    ///
+    /// # Panics
+    ///
+    /// If a biased token is not in the vocabulary, or `allowed` has no bit for one that is.
+    pub fn apply(&self, logits: &mut [f32]) {
+        for &(token, bias) in self.bias {
+            logits[token as usize] += bias;
+        }
+        let Some(allowed) = self.allowed else { return };
+        assert!(allowed.len() * 32 >= logits.len(), "a bit for every token");
+        for (logits, &word) in logits.chunks_mut(32).zip(allowed) {
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
     }
 }
 
@@ -110,6 +156,30 @@ impl DrawKey {
         let bits = u64::from(a) << 32 | u64::from(b);
         (bits >> 11) as f64 / (1_u64 << 53) as f64
     }
+}
+
+/// Sets the weights of tokens to 0 that `min_p` and `top_k` rule out; returns the sum of the others. `None` when there is
+/// no such rule. The most likely token's weight is 1.
+fn keep_likely(weights: &mut [f32], sampling: &Sampling) -> Option<f64> {
+    let top_k = sampling.top_k as usize;
+    let has_top_k = top_k > 0 && top_k < weights.len();
+    if sampling.min_p <= 0.0 && !has_top_k {
+        return None;
+    }
+    for weight in weights.iter_mut().filter(|weight| **weight < sampling.min_p) {
+        *weight = 0.0;
+    }
+    if has_top_k {
+        let kept: Vec<_> = topk(weights, top_k)
+            .into_iter()
+            .map(|token| (token, weights[token as usize]))
+            .collect();
+        weights.fill(0.0);
+        for (token, weight) in kept {
+            weights[token as usize] = weight;
+        }
+    }
+    Some(weights.iter().map(|&weight| f64::from(weight)).sum())
 }
 
 /// Draws among the most likely tokens whose weights reach `mass`, in falling order.

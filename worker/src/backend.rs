@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use switchyard_kernels::rope as rope_kernel;
 use switchyard_kernels::rope::{RopeParams, RopeTable as Frequencies};
+use switchyard_kernels::sampling::Adjustment;
 use switchyard_moe::config::ModelConfig;
 use switchyard_moe::ids::EpRank;
 
@@ -155,6 +156,8 @@ pub struct SampleRequest<'a> {
     pub params: &'a SamplingParams,
     /// Absolute position of the token to be sampled.
     pub position: u32,
+    /// What is done to the logits before.
+    pub adjustment: Adjustment<'a>,
 }
 
 /// What was sampled.

@@ -78,7 +78,9 @@ pub struct Sequence {
     slot: usize,
     num_tokens: usize,
     blocks: Vec<BlockId>,
-    last_sample: Option<u32>,
+    last_token: Option<u32>,
+    /// Whether the last step computed a token too many for want of a sample; see [`Sequences::defer`].
+    is_deferred: bool,
 }
 
 /// The sequences of a rank.
@@ -141,10 +143,10 @@ impl Sequence {
         &self.blocks
     }
 
-    /// The token it sampled in its last step.
+    /// The token that its next decode computes: the one it sampled in its last step.
     #[must_use]
-    pub fn last_sample(&self) -> Option<u32> {
-        self.last_sample
+    pub fn last_token(&self) -> Option<u32> {
+        self.last_token
     }
 }
 
@@ -205,7 +207,8 @@ impl Sequences {
                 slot: free_slots.pop().unwrap_or_default(),
                 num_tokens: 0,
                 blocks: Vec::new(),
-                last_sample: None,
+                last_token: None,
+                is_deferred: false,
             });
             sequence.blocks.extend_from_slice(&chunk.new_blocks);
             for block in &chunk.new_blocks {
@@ -243,7 +246,8 @@ impl Sequences {
         for block in &blocks {
             self.owners[block.0 as usize] = Some(id);
         }
-        self.sequences.insert(id, Sequence { slot, num_tokens, blocks, last_sample: None });
+        let sequence = Sequence { slot, num_tokens, blocks, last_token: None, is_deferred: false };
+        self.sequences.insert(id, sequence);
         Ok(())
     }
 
@@ -251,7 +255,19 @@ impl Sequences {
     pub fn commit(&mut self, id: SequenceId, num_tokens: usize, sample: Option<u32>) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
             sequence.num_tokens += num_tokens;
-            sequence.last_sample = sample;
+            sequence.last_token = sample;
+            sequence.is_deferred = false;
+        }
+    }
+
+    /// As [`commit`](Self::commit), for a chunk that was to end in a sample and has none: its last token, `last_token`,
+    /// counts as not computed, so that the next decode computes it again and samples for the same position. That decode
+    /// may have been sent before anybody knew: it may begin one position further on.
+    pub fn defer(&mut self, id: SequenceId, num_tokens: usize, last_token: Option<u32>) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.num_tokens += num_tokens.saturating_sub(1);
+            sequence.last_token = last_token;
+            sequence.is_deferred = true;
         }
     }
 
@@ -301,9 +317,7 @@ impl Sequences {
             alive += usize::from(current.is_none());
             self.check_tokens(chunk, current, vocab_size)?;
             self.check_blocks(chunk, current, &ended, &mut taken)?;
-            if let Some(sampling) = &chunk.sampling {
-                check_sampling(chunk.sequence, sampling)?;
-            }
+            check_start(chunk, vocab_size)?;
         }
         if alive > self.limits.max_num_seqs {
             return Err(Error::TooManySequences { limit: self.limits.max_num_seqs });
@@ -324,7 +338,10 @@ impl Sequences {
             None if first == 0 => 0,
             None => return Err(Error::UnknownSequence { sequence, position: first }),
         };
-        if first != position {
+        let is_ahead = first == position + 1
+            && chunk.tokens == ChunkTokens::LastSample
+            && current.is_some_and(|current| current.is_deferred);
+        if first != position && !is_ahead {
             return Err(Error::PositionGap { sequence, expected: position, actual: first });
         }
         match &chunk.tokens {
@@ -335,7 +352,7 @@ impl Sequences {
                 }
             }
             ChunkTokens::LastSample => {
-                if current.is_none_or(|current| current.last_sample.is_none()) {
+                if current.is_none_or(|current| current.last_token.is_none()) {
                     return Err(Error::NoLastSample { sequence });
                 }
             }
@@ -385,11 +402,36 @@ pub fn num_tokens(tokens: &ChunkTokens) -> usize {
     }
 }
 
-fn check_sampling(sequence: SequenceId, params: &SamplingParams) -> Result<(), Error> {
+/// A chunk says what its sequence is if it begins it, and only then.
+fn check_start(chunk: &SequenceChunk, vocab_size: usize) -> Result<(), Error> {
+    let sequence = chunk.sequence;
+    match (&chunk.start, chunk.first_position) {
+        (Some(start), 0) => check_sampling(sequence, &start.sampling, vocab_size),
+        (None, 1..) => Ok(()),
+        (None, 0) => Err(Error::NoStart { sequence }),
+        (Some(_), position) => Err(Error::LateStart { sequence, position }),
+    }
+}
+
+fn check_sampling(
+    sequence: SequenceId,
+    params: &SamplingParams,
+    vocab_size: usize,
+) -> Result<(), Error> {
+    let is_biased = |&(token, bias): &(u32, f32)| (token as usize) < vocab_size && bias.is_finite();
     let fault = if !(params.temperature.is_finite() && params.temperature >= 0.0) {
         format!("temperature {} is not a number >= 0", params.temperature)
     } else if !(params.top_p > 0.0 && params.top_p <= 1.0) {
         format!("top_p {} is not above 0 and at most 1", params.top_p)
+    } else if !(params.min_p >= 0.0 && params.min_p <= 1.0) {
+        format!("min_p {} is not from 0 to 1", params.min_p)
+    } else if !(params.presence_penalty.is_finite() && params.frequency_penalty.is_finite()) {
+        let (presence, frequency) = (params.presence_penalty, params.frequency_penalty);
+        format!("penalties {presence} and {frequency} are not both numbers")
+    } else if !params.logit_bias.iter().all(is_biased) {
+        format!("logit_bias has a token beyond the vocabulary of {vocab_size}, or no number")
+    } else if !params.logit_bias.is_sorted_by(|(a, _), (b, _)| a < b) {
+        "logit_bias is not in the order of its tokens".to_owned()
     } else if params.num_top_logprobs > NUM_TOP_LOGPROBS_MAX {
         format!("{} top_logprobs are more than {NUM_TOP_LOGPROBS_MAX}", params.num_top_logprobs)
     } else {

@@ -23,6 +23,7 @@ pub mod weights;
 pub mod backend;
 pub mod experts;
 pub mod model;
+mod sampler;
 pub mod metric_definitions;
 pub mod verify;
 pub mod bench;

@@ -1,5 +1,7 @@
 //! Every metric of the worker: names, labels, units. Call sites hold handles or call a function of this file.
 
+use std::time::Duration;
+
 use metrics::{
     Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
     histogram,
@@ -18,6 +20,10 @@ const STEP_PHASE_DURATION: &str = "switchyard_worker_step_phase_duration_seconds
 const TOKENS: &str = "switchyard_worker_tokens_total";
 /// Tokens sampled.
 const SAMPLES: &str = "switchyard_worker_samples_total";
+/// Samples put off because their grammar's mask was not ready in time.
+const SAMPLES_DEFERRED: &str = "switchyard_worker_samples_deferred_total";
+/// Time to find the mask of one token of a constrained answer, compiling its grammar included.
+const MASK_DURATION: &str = "switchyard_worker_mask_duration_seconds";
 /// Wait for one peer's rows in an exchange, by `peer` (its rank).
 const COLLECTIVE_WAIT: &str = "switchyard_worker_collective_wait_seconds";
 /// Bytes sent to peers, headers included, by `peer` (its rank).
@@ -44,6 +50,16 @@ pub fn describe() {
     );
     describe_counter!(TOKENS, Unit::Count, "Tokens computed");
     describe_counter!(SAMPLES, Unit::Count, "Tokens sampled");
+    describe_counter!(
+        SAMPLES_DEFERRED,
+        Unit::Count,
+        "Samples put off because their grammar's mask was not ready in time"
+    );
+    describe_histogram!(
+        MASK_DURATION,
+        Unit::Seconds,
+        "Time to find the mask of one token of a constrained answer"
+    );
     describe_histogram!(COLLECTIVE_WAIT, Unit::Seconds, "Wait for one peer's rows in one exchange");
     describe_counter!(COLLECTIVE_SENT, Unit::Bytes, "Bytes sent to a peer, headers included");
     describe_counter!(COLLECTIVE_FAILURES, Unit::Count, "Exchanges that failed, by culprit");
@@ -86,6 +102,18 @@ pub(crate) fn step_done(timings: &StepTimings, num_samples: usize) {
     for (phase, seconds) in phases {
         histogram!(STEP_PHASE_DURATION, "phase" => phase).record(seconds);
     }
+}
+
+/// Samples were put off.
+pub(crate) fn samples_deferred(num_samples: usize) {
+    if num_samples > 0 {
+        counter!(SAMPLES_DEFERRED).increment(num_samples as u64);
+    }
+}
+
+/// A mask was found, or given up.
+pub(crate) fn mask_found(duration: Duration) {
+    histogram!(MASK_DURATION).record(duration);
 }
 
 /// A step failed.

@@ -21,7 +21,8 @@ use crate::backend::{Backend, DeviceError, Numerics};
 use crate::collective::{self, AllToAll};
 use crate::experts::Routes;
 use crate::kv_cache::{self, CacheLimits, LayerLayout, Sequence, Sequences, Span, num_tokens};
-use crate::step::{ChunkTokens, SampledToken, StepBatch, StepResult, StepTimings};
+use crate::sampler::Samplers;
+use crate::step::{ChunkTokens, SequenceStart, StepBatch, StepResult, StepTimings};
 use crate::weights::{self, Source};
 
 pub mod load;
@@ -105,6 +106,7 @@ pub struct RankModel<B: Backend = CpuBackend> {
     weights: ModelWeights<B>,
     layers: Vec<Layer<B>>,
     sequences: Sequences,
+    samplers: Samplers,
     work: Workspace<B>,
     /// Whether each phase waits for the device, so that its time is its own.
     waits: bool,
@@ -173,6 +175,7 @@ impl<B: Backend> RankModel<B> {
         backend.finish_load().map_err(|error| Error::Device(error.0))?;
         let work = Workspace::new(&backend, &config);
         let sequences = Sequences::new(options.limits);
+        let samplers = Samplers::new(&config, checkpoint.tokenizer());
         Ok(Self {
             rank: options.rank,
             config,
@@ -180,6 +183,7 @@ impl<B: Backend> RankModel<B> {
             weights,
             layers,
             sequences,
+            samplers,
             work,
             waits: false,
         })
@@ -199,7 +203,7 @@ impl<B: Backend> RankModel<B> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Error> {
         check_placement(&self.config, rank, placement)?;
-        self.sequences.clear();
+        self.clear();
         self.rank = rank;
         let mut loader = Loader::new(&self.backend, checkpoint, (rank, placement), progress);
         let layers = self.layers.iter_mut().zip(placement.layers());
@@ -241,6 +245,7 @@ impl<B: Backend> RankModel<B> {
     /// Drops all sequences.
     pub fn clear(&mut self) {
         self.sequences.clear();
+        self.samplers.clear();
     }
 
     /// Begins a sequence at a position that nothing was computed up to; see [`Sequences::pretend`]. For measurements.
@@ -253,7 +258,9 @@ impl<B: Backend> RankModel<B> {
         num_tokens: usize,
         blocks: Vec<BlockId>,
     ) -> Result<(), kv_cache::Error> {
-        self.sequences.pretend(id, num_tokens, blocks)
+        self.sequences.pretend(id, num_tokens, blocks)?;
+        self.samplers.begin(id, &SequenceStart::default());
+        Ok(())
     }
 
     /// Fills the cache with numbers that mean nothing. For measurements.
@@ -306,6 +313,7 @@ impl<B: Backend> RankModel<B> {
         self.sequences
             .admit(batch, self.config.vocab_size)
             .map_err(|source| Error::Batch { step, source })?;
+        self.samplers.admit(batch);
         let computed = self
             .forward(step, batch, all_to_all, rows)
             .map_err(|source| Error::Collective { step, source });
@@ -316,7 +324,7 @@ impl<B: Backend> RankModel<B> {
         };
         match computed {
             Ok((mut result, logits)) => {
-                self.commit(batch, &result.samples);
+                self.commit(batch, &result);
                 result.timings.total = start.elapsed().as_secs_f64();
                 Ok((result, logits))
             }
@@ -342,6 +350,7 @@ impl<B: Backend> RankModel<B> {
             work: &mut self.work,
             ids: &ids,
             spans: &spans,
+            samplers: &mut self.samplers,
             timings: StepTimings::default(),
             waits: self.waits,
         };
@@ -350,18 +359,29 @@ impl<B: Backend> RankModel<B> {
             pass.attention_block(&layer.weights, &mut layer.cache, self.config.layers[index]);
             pass.moe_block(step, index, layer, all_to_all)?;
         }
-        let (samples, logits) = pass.head(&self.weights, batch, rows);
-        let timings = StepTimings { num_tokens: ids.len() as u32, ..pass.timings };
-        Ok((StepResult { samples, timings }, logits))
+        let (mut result, logits) = pass.head(&self.weights, batch, rows);
+        result.timings = StepTimings { num_tokens: ids.len() as u32, ..pass.timings };
+        Ok((result, logits))
     }
 
-    fn commit(&mut self, batch: &StepBatch, samples: &[SampledToken]) {
-        let mut samples = samples.iter();
+    fn commit(&mut self, batch: &StepBatch, result: &StepResult) {
+        let mut samples = result.samples.iter().peekable();
         for chunk in &batch.chunks {
-            let sample = chunk.sampling.as_ref().and_then(|_| samples.next());
-            let sample = sample.map(|sample| sample.token_id);
-            self.sequences.commit(chunk.sequence, num_tokens(&chunk.tokens), sample);
+            let (id, num_tokens) = (chunk.sequence, num_tokens(&chunk.tokens));
+            let sample = samples.next_if(|sample| sample.sequence == id);
+            if chunk.samples && sample.is_none() {
+                let last = match &chunk.tokens {
+                    ChunkTokens::Ids(ids) => ids.last().copied(),
+                    ChunkTokens::LastSample => {
+                        self.sequences.get(id).and_then(Sequence::last_token)
+                    }
+                };
+                self.sequences.defer(id, num_tokens, last);
+            } else {
+                self.sequences.commit(id, num_tokens, sample.map(|sample| sample.token_id));
+            }
         }
+        self.samplers.commit(batch, &result.samples);
     }
 }
 
@@ -372,7 +392,7 @@ fn token_ids(sequences: &Sequences, batch: &StepBatch) -> Vec<u32> {
         match &chunk.tokens {
             ChunkTokens::Ids(tokens) => ids.extend_from_slice(tokens),
             ChunkTokens::LastSample => {
-                ids.extend(sequences.get(chunk.sequence).and_then(Sequence::last_sample));
+                ids.extend(sequences.get(chunk.sequence).and_then(Sequence::last_token));
             }
         }
     }

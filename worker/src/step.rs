@@ -1,5 +1,6 @@
 //! One step of one rank, as the model sees it. The wire's messages are parsed into these once, in `service`.
 
+use switchyard_grammar::Grammar;
 use switchyard_moe::ids::{BlockId, SequenceId};
 
 /// The work of one rank in one step. Every rank takes part in every step, with no chunks if it has no work.
@@ -22,8 +23,32 @@ pub struct SequenceChunk {
     pub tokens: ChunkTokens,
     /// KV blocks appended to the sequence's block table before the chunk runs.
     pub new_blocks: Vec<BlockId>,
-    /// How to sample from the logits of the last token, or `None` for a chunk that ends inside the prompt.
-    pub sampling: Option<SamplingParams>,
+    /// What the sequence is, in the chunk that begins it.
+    pub start: Option<SequenceStart>,
+    /// Whether the last token's logits are sampled from.
+    pub samples: bool,
+}
+
+/// What must be known of a sequence to sample for it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SequenceStart {
+    /// Tokens of the prompt. Those after it, of a sequence that is replayed, belong to the answer.
+    pub prompt_len: usize,
+    /// How to sample.
+    pub sampling: SamplingParams,
+    /// What the answer must look like.
+    pub constraint: Option<Constraint>,
+}
+
+/// A grammar that an answer follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Constraint {
+    /// The grammar, not compiled yet.
+    pub grammar: Grammar,
+    /// The token after which it holds; `None`: from the first token on.
+    pub after: Option<u32>,
+    /// Tokens that may not be drawn before that.
+    pub forbidden_before: Vec<u32>,
 }
 
 /// Where a chunk's tokens come from.
@@ -35,13 +60,23 @@ pub enum ChunkTokens {
     LastSample,
 }
 
-/// Sampling parameters of one chunk.
+/// Sampling parameters of one sequence. By default the most likely token is taken.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// 0 means greedy.
     pub temperature: f32,
-    /// 1 means off.
+    /// Draw among tokens at least this share as likely as the most likely one; 0 means off.
+    pub min_p: f32,
+    /// Draw among this many most likely tokens; 0 means off.
+    pub top_k: u32,
+    /// Draw among the most likely of these that together reach this share of their probability; 1 means off.
     pub top_p: f32,
+    /// Taken once from the logit of every token that the answer has.
+    pub presence_penalty: f32,
+    /// Taken from a token's logit for each time that the answer has it.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens, by ascending token.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Key of the counter-based generator, with `choice` and the position.
     pub seed: u64,
     /// Index of the choice among the request's `n`.
@@ -52,11 +87,33 @@ pub struct SamplingParams {
     pub num_top_logprobs: u32,
 }
 
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            min_p: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            choice: 0,
+            logprobs: false,
+            num_top_logprobs: 0,
+        }
+    }
+}
+
 /// What a step produced.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepResult {
-    /// One per chunk with `sampling`, in chunk order.
+    /// In chunk order. Each chunk that samples is here, in `deferred`, or in `failed`.
     pub samples: Vec<SampledToken>,
+    /// Sequences whose grammar was not ready in time. The chunk's last token counts as not computed.
+    pub deferred: Vec<SequenceId>,
+    /// Sequences that can have no further sample, and why.
+    pub failed: Vec<(SequenceId, String)>,
     /// Where the time went.
     pub timings: StepTimings,
 }

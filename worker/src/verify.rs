@@ -14,7 +14,7 @@ use crate::backend::device::{Device, DeviceModel};
 use crate::collective::local::{self, Local};
 use crate::kv_cache::CacheLimits;
 use crate::model::{self, LoadOptions};
-use crate::step::{ChunkTokens, SequenceChunk, StepBatch};
+use crate::step::{ChunkTokens, SequenceChunk, SequenceStart, StepBatch};
 use crate::weights::Checkpoint;
 
 #[cfg(test)]
@@ -186,7 +186,8 @@ fn batches(ids: &[u32], options: &Options) -> Vec<StepBatch> {
                 first_position: first as u32,
                 tokens: ChunkTokens::Ids(tokens.to_vec()),
                 new_blocks: new_blocks.map(|block| BlockId(block as u32)).collect(),
-                sampling: None,
+                start: (first == 0).then(SequenceStart::default),
+                samples: false,
             };
             first += tokens.len();
             StepBatch { chunks: vec![chunk], released: Vec::new() }

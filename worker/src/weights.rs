@@ -118,6 +118,12 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Where the tokenizer would be; not checked.
+    #[must_use]
+    pub fn tokenizer(&self) -> PathBuf {
+        self.dir.join("tokenizer.json")
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {

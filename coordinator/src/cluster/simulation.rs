@@ -61,8 +61,9 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32, stops: Vec<u32>) -> Gen
         choice: 0,
         logprobs: false,
         num_top_logprobs: 0,
+        ..SamplingParams::default()
     };
-    GenerateRequest { prompt, sampling, max_tokens, stop_token_ids: stops }
+    GenerateRequest { prompt, sampling, max_tokens, stop_token_ids: stops, constraint: None }
 }
 
 /// A running coordinator side with simulated workers.
@@ -403,8 +404,7 @@ impl RankLink for Arc<SimWorker> {
                         yield Err(error);
                         return;
                     }
-                    let samples = rank.run(batch, &limits);
-                    yield Ok(StepOutput { epoch, step, samples, timings: None });
+                    yield Ok(rank.run(batch, &limits));
                 }
             };
             Ok(stream.boxed())

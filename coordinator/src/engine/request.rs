@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use switchyard_grammar::Grammar;
 use tokio::sync::{Notify, mpsc};
 
 /// One sequence to generate. Checked: the prompt is not empty, its ids are below the vocabulary size, and
@@ -17,6 +18,19 @@ pub struct GenerateRequest {
     pub max_tokens: u32,
     /// Tokens that end the answer; not part of it.
     pub stop_token_ids: Vec<u32>,
+    /// What the answer must look like.
+    pub constraint: Option<Arc<Constraint>>,
+}
+
+/// What an answer must look like. The worker lets no other token be drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Constraint {
+    /// The grammar. It has been compiled once, so it is known to compile.
+    pub grammar: Grammar,
+    /// The token after which the grammar holds, such as `</think>`; `None` when it holds from the first token on.
+    pub after: Option<u32>,
+    /// Tokens that may not be drawn before that.
+    pub forbidden_before: Vec<u32>,
 }
 
 /// Sampling parameters of one sequence.
@@ -26,6 +40,16 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// 1 means off.
     pub top_p: f32,
+    /// Draw among this many most likely tokens; 0 means off.
+    pub top_k: u32,
+    /// Draw among tokens at least this share as likely as the most likely one; 0 means off.
+    pub min_p: f32,
+    /// Taken once from the logit of every token that the answer has, -2..=2.
+    pub presence_penalty: f32,
+    /// Taken from a token's logit for each time that the answer has it, -2..=2.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens, by ascending id, each id once.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Key of the counter-based generator.
     pub seed: u64,
     /// Index of the choice among the request's `n`.
@@ -73,6 +97,11 @@ pub enum GenerateError {
     /// The model's group lost a rank and could not be re-formed in time.
     #[error("model group unavailable: {0}")]
     GroupLost(String),
+    /// The worker could not follow the answer's grammar any further.
+    #[error(
+        "the answer's format became too expensive to enforce: {0}; simplify response_format or the tools' parameters"
+    )]
+    Constraint(String),
     /// The coordinator is shutting down.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -116,6 +145,27 @@ pub struct Generation {
     events: mpsc::Receiver<GenerateEvent>,
     /// Wakes the engine, which may sleep, to look for sequences whose reader is gone.
     hangup: Option<Arc<Notify>>,
+}
+
+// === impl SamplingParams ===
+
+impl Default for SamplingParams {
+    /// Plain sampling from the model's distribution, with seed 0.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            choice: 0,
+            logprobs: false,
+            num_top_logprobs: 0,
+        }
+    }
 }
 
 // === impl Generation ===

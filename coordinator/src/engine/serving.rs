@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll, once};
-use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
+use switchyard_moe::ids::{EpRank, GroupEpoch, SequenceId, StepId};
 use switchyard_proto::worker::{RankBatch, StepOutput};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -157,12 +157,23 @@ impl Serving {
             Some((expected, part)) if expected == StepId(step) => {
                 if let PendingRank::Owes(owed) = part {
                     let time = wire::total_time(output.timings.as_ref());
-                    let samples = wire::samples(owed, output.samples).map_err(wrong)?;
+                    let samples = wire::samples(owed, output).map_err(wrong)?;
+                    let deferred: Vec<_> = samples.iter().filter_map(Sample::deferred).collect();
                     *part = PendingRank::Done(samples, time);
+                    self.defer(rank, &deferred);
                 }
                 Ok(())
             }
             _ => Err(wrong("answered for a step that it was not asked for".to_owned())),
+        }
+    }
+
+    /// Samples of a rank were put off: what it owes for later steps comes a position earlier.
+    fn defer(&mut self, rank: EpRank, deferred: &[SequenceId]) {
+        for pending in &mut self.in_flight {
+            if let Some(PendingRank::Owes(owed)) = pending.ranks.get_mut(rank.0 as usize) {
+                deferred.iter().for_each(|&id| wire::defer(owed, id));
+            }
         }
     }
 

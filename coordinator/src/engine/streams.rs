@@ -10,8 +10,8 @@ use tracing::error;
 use super::RETRY_AFTER;
 use super::handle::Submission;
 use super::request::{
-    FinishReason, GenerateError, GenerateEvent, GeneratedToken, Generation, SamplingParams,
-    SubmitError,
+    Constraint, FinishReason, GenerateError, GenerateEvent, GeneratedToken, Generation,
+    SamplingParams, SubmitError,
 };
 use crate::scheduler::{self, NewSequence};
 
@@ -28,9 +28,17 @@ pub(super) struct Streams {
 struct Stream {
     /// Has room for the whole answer and its end.
     events: mpsc::Sender<GenerateEvent>,
-    sampling: SamplingParams,
+    start: Start,
     /// The caller that still waits to hear whether the sequence is accepted.
     reply: Option<Reply>,
+}
+
+/// What a rank must know to sample for a sequence.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) prompt_len: u32,
+    pub(super) sampling: SamplingParams,
+    pub(super) constraint: Option<Arc<Constraint>>,
 }
 
 /// An answer not given yet.
@@ -52,7 +60,12 @@ impl Streams {
         let (events, receiver) = mpsc::channel(max_tokens + 1);
         let generation = Generation::with_hangup(receiver, Arc::clone(&self.hangup));
         let reply = Some(Reply { sender: reply, generation });
-        self.open.insert(self.last_id, Stream { events, sampling: request.sampling, reply });
+        let start = Start {
+            prompt_len: request.prompt.len() as u32,
+            sampling: request.sampling,
+            constraint: request.constraint,
+        };
+        self.open.insert(self.last_id, Stream { events, start, reply });
         NewSequence {
             id: self.last_id,
             prompt: request.prompt,
@@ -86,7 +99,7 @@ impl Streams {
 
     /// Passes one token on.
     pub(super) fn token(&mut self, id: SequenceId, mut token: GeneratedToken) {
-        if self.sampling(id).is_some_and(|sampling| !sampling.logprobs) {
+        if self.start(id).is_some_and(|start| !start.sampling.logprobs) {
             token.logprob = None;
         }
         self.send(id, GenerateEvent::Token(token));
@@ -95,6 +108,12 @@ impl Streams {
     /// Tells the owner that the answer is complete.
     pub(super) fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         self.send(id, GenerateEvent::Finished(reason));
+        self.open.remove(&id);
+    }
+
+    /// Tells the owner that the answer cannot go on.
+    pub(super) fn fail(&mut self, id: SequenceId, error: GenerateError) {
+        self.send(id, GenerateEvent::Failed(error));
         self.open.remove(&id);
     }
 
@@ -119,9 +138,9 @@ impl Streams {
         self.open.extract_if(.., |_, stream| stream.events.is_closed()).map(|(id, _)| id)
     }
 
-    /// How the sequence is sampled.
-    pub(super) fn sampling(&self, id: SequenceId) -> Option<&SamplingParams> {
-        self.open.get(&id).map(|stream| &stream.sampling)
+    /// What the sequence's rank must know.
+    pub(super) fn start(&self, id: SequenceId) -> Option<&Start> {
+        self.open.get(&id).map(|stream| &stream.start)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -110,12 +110,19 @@ fn request(max_tokens: u32) -> GenerateRequest {
         choice: 2,
         logprobs: true,
         num_top_logprobs: 1,
+        ..SamplingParams::default()
     };
-    GenerateRequest { prompt: vec![1, 2, 3], sampling, max_tokens, stop_token_ids: vec![] }
+    GenerateRequest {
+        prompt: vec![1, 2, 3],
+        sampling,
+        max_tokens,
+        stop_token_ids: vec![],
+        constraint: None,
+    }
 }
 
 fn output(batch: &RankBatch) -> StepOutput {
-    let samples = batch.chunks.iter().filter(|chunk| chunk.sampling.is_some()).map(|chunk| {
+    let samples = batch.chunks.iter().filter(|chunk| chunk.samples).map(|chunk| {
         let num_tokens = match chunk.tokens.as_ref().unwrap() {
             switchyard_proto::worker::sequence_chunk::Tokens::TokenIds(ids) => ids.ids.len() as u32,
             switchyard_proto::worker::sequence_chunk::Tokens::LastSample(_) => 1,
@@ -128,7 +135,12 @@ fn output(batch: &RankBatch) -> StepOutput {
             top_logprobs: vec![],
         }
     });
-    StepOutput { epoch: batch.epoch, step: batch.step, samples: samples.collect(), timings: None }
+    StepOutput {
+        epoch: batch.epoch,
+        step: batch.step,
+        samples: samples.collect(),
+        ..StepOutput::default()
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +150,10 @@ async fn the_second_step_is_sent_before_the_first_is_over() {
     let mut generation = fixture.submit(2).await;
     let first = ranks[0].receive().await;
     let second = ranks[0].receive().await;
-    let sampling = first.chunks[0].sampling.unwrap();
+    let start = first.chunks[0].start.clone().unwrap();
+    assert_eq!(start.prompt_len, 3);
+    assert_eq!(second.chunks[0].start, None, "it is told once");
+    let sampling = start.sampling.unwrap();
     assert_eq!((first.epoch, first.step, second.step), (1, 1, 2));
     assert_eq!((sampling.seed, sampling.choice, sampling.temperature), (11, 2, 0.5));
     ranks[0].answer(&first).await;

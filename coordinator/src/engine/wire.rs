@@ -1,13 +1,14 @@
 //! A plan as messages to the ranks, and outputs checked against their plan.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use switchyard_moe::ids::{GroupEpoch, SequenceId, StepId};
 use switchyard_proto::worker::{self, sequence_chunk};
 
 use super::request::{GeneratedToken, SamplingParams};
-use super::streams::Streams;
-use crate::scheduler::{Chunk, ChunkTokens, RankBatch, Sample};
+use super::streams::{Start, Streams};
+use crate::scheduler::{Chunk, ChunkTokens, Outcome, RankBatch, Sample};
 
 /// A sample that a rank owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +41,34 @@ pub(super) fn owed(batch: &RankBatch) -> Vec<Owed> {
 }
 
 /// A rank's samples, if they are exactly those it owes; else what is wrong.
-pub(super) fn samples(
-    owed: &[Owed],
-    output: Vec<worker::SampledToken>,
-) -> Result<Vec<Sample>, String> {
-    if owed.len() != output.len() {
-        return Err(format!("returned {} samples instead of {}", output.len(), owed.len()));
+pub(super) fn samples(owed: &[Owed], output: worker::StepOutput) -> Result<Vec<Sample>, String> {
+    let mut failed: BTreeMap<_, _> =
+        output.failed.into_iter().map(|failed| (failed.sequence_id, failed.reason)).collect();
+    let mut deferred: BTreeSet<_> = output.deferred_sequence_ids.into_iter().collect();
+    let returned = output.samples.len() + deferred.len() + failed.len();
+    if owed.len() != returned {
+        return Err(format!("returned {returned} samples instead of {}", owed.len()));
     }
-    owed.iter().zip(output).map(|(owed, token)| sample(*owed, token)).collect()
+    let mut tokens = output.samples.into_iter();
+    let mut sample = |owed: &Owed| {
+        let Owed { sequence, position } = *owed;
+        let outcome = if let Some(reason) = failed.remove(&sequence.0) {
+            Outcome::Failed(reason)
+        } else if deferred.remove(&sequence.0) {
+            Outcome::Deferred
+        } else {
+            Outcome::Drawn(drawn(*owed, tokens.next())?)
+        };
+        Ok(Sample { sequence, position, outcome })
+    };
+    owed.iter().map(&mut sample).collect()
+}
+
+/// A sample of this step was put off, so the next one of the sequence, if it is in flight, is for the same position.
+pub(super) fn defer(later: &mut [Owed], deferred: SequenceId) {
+    for owed in later.iter_mut().filter(|owed| owed.sequence == deferred) {
+        owed.position -= 1;
+    }
 }
 
 /// Time that a rank says it needed; zero when it says nothing sensible.
@@ -67,7 +88,20 @@ fn chunk(chunk: &Chunk, streams: &Streams) -> worker::SequenceChunk {
         first_position: chunk.first_position as u32,
         tokens: Some(tokens),
         new_blocks: chunk.new_blocks.iter().map(|block| block.0).collect(),
-        sampling: streams.sampling(chunk.sequence).filter(|_| chunk.samples).map(sampling),
+        start: streams.start(chunk.sequence).filter(|_| chunk.first_position == 0).map(start),
+        samples: chunk.samples,
+    }
+}
+
+fn start(start: &Start) -> worker::SequenceStart {
+    worker::SequenceStart {
+        prompt_len: start.prompt_len,
+        sampling: Some(sampling(&start.sampling)),
+        constraint: start.constraint.as_ref().map(|constraint| worker::Constraint {
+            grammar: constraint.grammar.as_str().to_owned(),
+            after: constraint.after,
+            forbidden_before: constraint.forbidden_before.clone(),
+        }),
     }
 }
 
@@ -75,6 +109,11 @@ fn sampling(params: &SamplingParams) -> worker::SamplingParams {
     worker::SamplingParams {
         temperature: params.temperature,
         top_p: params.top_p,
+        top_k: params.top_k,
+        min_p: params.min_p,
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        logit_bias: bias(&params.logit_bias),
         seed: params.seed,
         choice: params.choice,
         logprobs: params.logprobs,
@@ -82,22 +121,23 @@ fn sampling(params: &SamplingParams) -> worker::SamplingParams {
     }
 }
 
-fn sample(owed: Owed, token: worker::SampledToken) -> Result<Sample, String> {
+fn bias(biases: &[(u32, f32)]) -> Vec<worker::TokenBias> {
+    biases.iter().map(|&(token_id, bias)| worker::TokenBias { token_id, bias }).collect()
+}
+
+fn drawn(owed: Owed, token: Option<worker::SampledToken>) -> Result<GeneratedToken, String> {
+    let Owed { sequence, position } = owed;
+    let instead = |got: String| {
+        format!("returned {got} instead of a sample for sequence {sequence} position {position}")
+    };
+    let token = token.ok_or_else(|| instead("nothing".to_owned()))?;
     let got = (token.sequence_id, token.position as usize);
-    if got != (owed.sequence.0, owed.position) {
-        return Err(format!(
-            "returned a sample for sequence {} position {} instead of sequence {} position {}",
-            got.0, got.1, owed.sequence, owed.position
-        ));
+    if got != (sequence.0, position) {
+        return Err(instead(format!("a sample for sequence {} position {}", got.0, got.1)));
     }
-    let top_logprobs = token.top_logprobs.iter().map(|top| (top.token_id, top.logprob)).collect();
-    Ok(Sample {
-        sequence: owed.sequence,
-        position: owed.position,
-        token: GeneratedToken {
-            token_id: token.token_id,
-            logprob: Some(token.logprob),
-            top_logprobs,
-        },
+    Ok(GeneratedToken {
+        token_id: token.token_id,
+        logprob: Some(token.logprob),
+        top_logprobs: token.top_logprobs.iter().map(|top| (top.token_id, top.logprob)).collect(),
     })
 }

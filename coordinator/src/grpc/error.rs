@@ -60,6 +60,7 @@ impl Error {
             Chat::Submit(SubmitError::NotReady { retry_after, .. }) => {
                 (Code::Unavailable, Some(*retry_after))
             }
+            Chat::Generate(GenerateError::Constraint(_)) => (Code::InvalidArgument, None),
             Chat::Generate(GenerateError::GroupLost(_) | GenerateError::ShuttingDown) => {
                 (Code::Unavailable, Some(RETRY_AFTER_DEFAULT))
             }

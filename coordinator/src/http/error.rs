@@ -183,6 +183,9 @@ fn chat_answer(error: &chat::Error) -> Answer {
         Chat::Submit(SubmitError::NotReady { retry_after, .. }) => {
             unavailable().retry_after(*retry_after)
         }
+        Chat::Generate(GenerateError::Constraint(_)) => {
+            Answer::invalid(StatusCode::BAD_REQUEST, code).param("response_format".to_owned())
+        }
         Chat::Generate(GenerateError::GroupLost(_) | GenerateError::ShuttingDown) => {
             unavailable().retry_after(RETRY_AFTER_DEFAULT)
         }

@@ -102,7 +102,8 @@ impl Sequence {
 
     /// Blocks to add before `num_tokens` more positions are planned.
     pub(super) fn blocks_for(&self, num_tokens: usize) -> usize {
-        capacity::num_blocks(self.num_scheduled + num_tokens) - self.block_table.len()
+        // After samples were put off there may be a block more than is needed.
+        capacity::num_blocks(self.num_scheduled + num_tokens).saturating_sub(self.block_table.len())
     }
 
     /// Positions that fit in the present blocks and `free` more.
@@ -139,6 +140,16 @@ impl Sequence {
         }
         self.tokens.push(token);
         (self.tokens.len() == self.max_len).then_some(FinishReason::Length)
+    }
+
+    /// The oldest outstanding sample was put off. Returns how many positions are still planned or computed; `None` for a
+    /// sequence that has been taken off its rank and has nothing to take back.
+    pub(super) fn defer(&mut self) -> Option<usize> {
+        debug_assert!(self.num_outstanding > 0, "sequence {} has no sample in flight", self.id);
+        self.num_outstanding -= 1;
+        self.rank?;
+        self.num_scheduled -= 1;
+        Some(self.num_scheduled)
     }
 
     /// Position of the next sample to be accepted.

@@ -9,7 +9,9 @@ use switchyard_moe::ids::{SequenceId, StepId};
 
 use super::rank::Rank;
 use super::sequence::Sequence;
-use super::{Error, Event, Limits, NewSequence, RankStats, Sample, Stats, StepPlan, Update};
+use super::{
+    Error, Event, Limits, NewSequence, Outcome, RankStats, Sample, Stats, StepPlan, Update,
+};
 use crate::engine::request::FinishReason;
 
 /// Waiting and running sequences of one model group. See the [module](super) for its rules.
@@ -125,9 +127,23 @@ impl Scheduler {
         // Finished or cancelled since: this is the one extra token.
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         debug_assert_eq!(sequence.next_position(), sample.position, "sequence {id}");
-        let finish = sequence.accept(sample.token.token_id);
+        let token = match sample.outcome {
+            Outcome::Drawn(token) => token,
+            Outcome::Deferred => {
+                // A chunk at position 0 begins a sequence, so one that is back there begins anew.
+                if sequence.defer() == Some(0) {
+                    self.preempt(id);
+                }
+                return;
+            }
+            Outcome::Failed(reason) => {
+                self.remove(id);
+                return updates.push(Update::Failed(id, reason));
+            }
+        };
+        let finish = sequence.accept(token.token_id);
         if finish != Some(FinishReason::Stop) {
-            updates.push(Update::Token(id, sample.token));
+            updates.push(Update::Token(id, token));
         }
         if let Some(reason) = finish {
             self.remove(id);

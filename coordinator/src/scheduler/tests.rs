@@ -13,7 +13,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (1_usize..40, 1_usize..20).prop_map(|(prompt, max)| Op::Submit { prompt, max }),
         1 => any::<prop::sample::Index>().prop_map(Op::Cancel),
         24 => Just(Op::Step),
-        24 => Just(Op::Commit),
+        20 => Just(Op::Commit),
+        4 => any::<u8>().prop_map(Op::CommitWithout),
+        1 => Just(Op::CommitFailing),
         1 => prop_oneof![Just(Op::Lose), (1_usize..4).prop_map(Op::Form)],
     ];
     vec(op, 1..400)
@@ -96,7 +98,7 @@ fn a_late_stop_drops_the_extra_token() {
     let sample = |position, token_id| Sample {
         sequence: SequenceId(1),
         position,
-        token: GeneratedToken { token_id, logprob: None, top_logprobs: vec![] },
+        outcome: Outcome::Drawn(GeneratedToken { token_id, logprob: None, top_logprobs: vec![] }),
     };
     let commit = |step, sample| Event::StepCommitted { step: StepId(step), samples: vec![sample] };
     let plan = scheduler.step(Duration::ZERO, vec![commit(1, sample(1, STOP_TOKEN))]);

@@ -451,13 +451,21 @@ impl Backend for CpuBackend {
 
 impl CpuBackend {
     fn sample_row(&self, logits: &[f32], request: &SampleRequest<'_>) -> Sample {
-        let SampleRequest { params, position } = *request;
+        let SampleRequest { params, position, adjustment } = *request;
         let sampling = Sampling {
             temperature: params.temperature,
+            min_p: params.min_p,
+            top_k: params.top_k,
             top_p: params.top_p,
             key: DrawKey { seed: params.seed, choice: params.choice, position },
         };
-        let token_id = sampling::sample(&self.cpu, logits, &sampling);
+        let token_id = if adjustment.is_empty() {
+            sampling::sample(&self.cpu, logits, &sampling)
+        } else {
+            let mut adjusted = logits.to_vec();
+            adjustment.apply(&mut adjusted);
+            sampling::sample(&self.cpu, &adjusted, &sampling)
+        };
         if !params.logprobs && params.num_top_logprobs == 0 {
             return Sample { token_id, logprob: 0.0, top_logprobs: Vec::new() };
         }

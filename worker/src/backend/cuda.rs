@@ -469,7 +469,8 @@ impl Backend for CudaBackend {
 
     fn sample(&mut self, logits: &Tensor, requests: &[SampleRequest<'_>]) -> Vec<Sample> {
         let params: Vec<_> = requests.iter().map(sample_params).collect();
-        let samples = sample(&self.gpu, logits, &params);
+        let adjustments: Vec<_> = requests.iter().map(|request| request.adjustment).collect();
+        let samples = sample(&self.gpu, logits, &params, &adjustments);
         let sample = |sampled: switchyard_kernels::cuda::sampling::Sampled| Sample {
             token_id: sampled.token,
             logprob: sampled.logprob,
@@ -480,13 +481,15 @@ impl Backend for CudaBackend {
 }
 
 fn sample_params(request: &SampleRequest<'_>) -> SampleParams {
-    let SampleRequest { params, position } = *request;
+    let SampleRequest { params, position, .. } = *request;
     SampleParams {
         seed_lo: params.seed as u32,
         seed_hi: (params.seed >> 32) as u32,
         choice: params.choice,
         position,
         temperature: params.temperature,
+        min_p: params.min_p,
+        top_k: params.top_k,
         top_p: params.top_p,
         num_top_logprobs: params.num_top_logprobs,
         wants_logprob: u32::from(params.logprobs),

@@ -18,7 +18,7 @@ use crate::collective::loopback::Census;
 use crate::kv_cache::{self, CacheLimits};
 use crate::model::{self, LoadOptions, Progress};
 use crate::options::EXCHANGE_DEADLINE;
-use crate::step::{ChunkTokens, SamplingParams, SequenceChunk, StepBatch, StepTimings};
+use crate::step::{ChunkTokens, SequenceChunk, StepBatch, StepTimings};
 use crate::weights::{self, Source as _, Synthetic};
 
 #[cfg(test)]
@@ -349,21 +349,13 @@ impl Bench<'_> {
                 first_position: position as u32,
                 tokens: ChunkTokens::Ids(vec![(weights::random(&mut state) % vocab_size) as u32]),
                 new_blocks: Vec::new(),
-                sampling: Some(GREEDY),
+                start: None,
+                samples: true,
             }
         };
         StepBatch { chunks: (0..batch).map(chunk).collect(), released: Vec::new() }
     }
 }
-
-const GREEDY: SamplingParams = SamplingParams {
-    temperature: 0.0,
-    top_p: 1.0,
-    seed: 0,
-    choice: 0,
-    logprobs: false,
-    num_top_logprobs: 0,
-};
 
 /// What a step of `batch` sequences with `context` tokens each must read.
 fn traffic(

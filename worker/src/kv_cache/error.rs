@@ -107,6 +107,20 @@ pub enum Error {
         /// The block.
         block: BlockId,
     },
+    /// The chunk that begins a sequence does not say what it is.
+    #[error("sequence {sequence} begins without a start")]
+    NoStart {
+        /// The sequence.
+        sequence: SequenceId,
+    },
+    /// A chunk says again what its sequence is.
+    #[error("sequence {sequence} has a second start, at position {position}")]
+    LateStart {
+        /// The sequence.
+        sequence: SequenceId,
+        /// Where the chunk starts.
+        position: u32,
+    },
     /// Impossible sampling parameters.
     #[error("sequence {sequence}: {fault}")]
     Sampling {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::step::SequenceStart;
 use proptest::prelude::*;
 
 const LIMITS: CacheLimits =
@@ -11,7 +12,8 @@ fn chunk(sequence: u64, first_position: u32, num: usize, blocks: &[u32]) -> Sequ
         first_position,
         tokens: ChunkTokens::Ids(vec![3; num]),
         new_blocks: blocks.iter().copied().map(BlockId).collect(),
-        sampling: None,
+        start: (first_position == 0).then(SequenceStart::default),
+        samples: false,
     }
 }
 
@@ -47,7 +49,7 @@ fn a_sequence_grows_by_its_chunks() {
     let decode = SequenceChunk { tokens: ChunkTokens::LastSample, ..chunk(1, 100, 1, &[]) };
     run(&mut sequences, &batch(vec![decode, chunk(2, 0, 130, &[3, 1])]));
     let first = sequences.get(SequenceId(1)).unwrap();
-    assert_eq!((first.num_tokens(), first.last_sample()), (101, Some(5)));
+    assert_eq!((first.num_tokens(), first.last_token()), (101, Some(5)));
     let second = sequences.get(SequenceId(2)).unwrap();
     assert_eq!(second.blocks(), [BlockId(3), BlockId(1)]);
     assert_ne!(first.slot(), second.slot());
@@ -115,6 +117,11 @@ fn impossible_batches_are_refused_by_name() {
     foreign.tokens = ChunkTokens::Ids(vec![9, 10]);
     let token = Error::TokenId { sequence: two, token_id: 10, vocab_size: VOCAB };
     check_refused(&batch(vec![foreign]), token);
+    let nameless = SequenceChunk { start: None, ..chunk(2, 0, 1, &[1]) };
+    check_refused(&batch(vec![nameless]), Error::NoStart { sequence: two });
+    let again = Some(SequenceStart::default());
+    let again = SequenceChunk { start: again, ..chunk(1, 100, 1, &[]) };
+    check_refused(&batch(vec![again]), Error::LateStart { sequence: one, position: 100 });
     let fresh = SequenceChunk { tokens: ChunkTokens::LastSample, ..chunk(2, 0, 1, &[1]) };
     check_refused(&batch(vec![fresh]), Error::NoLastSample { sequence: two });
 }
@@ -129,24 +136,45 @@ fn a_sequence_longer_than_the_context_is_refused() {
 
 #[test]
 fn impossible_sampling_parameters_are_named() {
-    let good = SamplingParams {
-        temperature: 0.0,
-        top_p: 1.0,
-        seed: 0,
-        choice: 0,
-        logprobs: false,
-        num_top_logprobs: 20,
-    };
-    check_sampling(SequenceId(1), &good).unwrap();
+    let good = SamplingParams { num_top_logprobs: 20, ..SamplingParams::default() };
+    check_sampling(SequenceId(1), &good, VOCAB).unwrap();
     let bad = |params: SamplingParams, part: &str| {
-        let error = check_sampling(SequenceId(1), &params).unwrap_err().to_string();
+        let error = check_sampling(SequenceId(1), &params, VOCAB).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     };
-    bad(SamplingParams { temperature: f32::NAN, ..good }, "temperature NaN");
-    bad(SamplingParams { temperature: -0.5, ..good }, "temperature -0.5");
-    bad(SamplingParams { top_p: 0.0, ..good }, "top_p 0");
-    bad(SamplingParams { top_p: 1.5, ..good }, "top_p 1.5");
-    bad(SamplingParams { num_top_logprobs: 21, ..good }, "21 top_logprobs");
+    bad(SamplingParams { temperature: f32::NAN, ..good.clone() }, "temperature NaN");
+    bad(SamplingParams { temperature: -0.5, ..good.clone() }, "temperature -0.5");
+    bad(SamplingParams { top_p: 0.0, ..good.clone() }, "top_p 0");
+    bad(SamplingParams { top_p: 1.5, ..good.clone() }, "top_p 1.5");
+    bad(SamplingParams { num_top_logprobs: 21, ..good.clone() }, "21 top_logprobs");
+    bad(SamplingParams { min_p: 1.5, ..good.clone() }, "min_p 1.5");
+    bad(SamplingParams { presence_penalty: f32::NAN, ..good.clone() }, "penalties NaN and 0");
+    let biased = |bias: &[(u32, f32)]| SamplingParams { logit_bias: bias.into(), ..good.clone() };
+    bad(biased(&[(10, 1.0)]), "beyond the vocabulary of 10");
+    bad(biased(&[(1, f32::INFINITY)]), "no number");
+    bad(biased(&[(2, 1.0), (2, 1.0)]), "order");
+}
+
+#[test]
+fn a_token_without_its_sample_is_computed_again() {
+    let mut sequences = with_one();
+    let decode =
+        |position| SequenceChunk { tokens: ChunkTokens::LastSample, ..chunk(1, position, 1, &[]) };
+    sequences.admit(&batch(vec![decode(100)]), VOCAB).unwrap();
+    sequences.defer(SequenceId(1), 1, Some(5));
+    // Sent before it was known, then after.
+    for position in [101, 100] {
+        let next = batch(vec![decode(position)]);
+        sequences.admit(&next, VOCAB).unwrap();
+        sequences.defer(SequenceId(1), 1, Some(5));
+        let sequence = sequences.get(SequenceId(1)).unwrap();
+        assert_eq!((sequence.num_tokens(), sequence.last_token()), (100, Some(5)));
+    }
+    let gap = Error::PositionGap { sequence: SequenceId(1), expected: 100, actual: 102 };
+    assert_eq!(sequences.admit(&batch(vec![decode(102)]), VOCAB).unwrap_err(), gap);
+    run(&mut sequences, &batch(vec![decode(101)]));
+    let gap = Error::PositionGap { sequence: SequenceId(1), expected: 101, actual: 102 };
+    assert_eq!(sequences.admit(&batch(vec![decode(102)]), VOCAB).unwrap_err(), gap);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use super::load::ModelWeights;
 use super::pass::Pass;
-use crate::backend::{Backend, SampleRequest};
-use crate::step::{SampledToken, StepBatch};
+use crate::backend::Backend;
+use crate::sampler::Turn;
+use crate::step::{SampledToken, StepBatch, StepResult};
 
 /// Which rows get logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ impl<B: Backend> Pass<'_, B> {
         weights: &ModelWeights<B>,
         batch: &StepBatch,
         rows: Rows,
-    ) -> (Vec<SampledToken>, Vec<f32>) {
+    ) -> (StepResult, Vec<f32>) {
         let start = self.clock();
         let logits = match rows {
             Rows::All if !self.ids.is_empty() => {
@@ -31,37 +32,47 @@ impl<B: Backend> Pass<'_, B> {
             }
             Rows::All | Rows::Sampled => Vec::new(),
         };
-        let samples = self.samples(weights, batch);
+        let result = self.sample(weights, batch);
         self.timings.head += (self.clock() - start).as_secs_f64();
-        (samples, logits)
+        (result, logits)
     }
 
-    fn samples(&mut self, weights: &ModelWeights<B>, batch: &StepBatch) -> Vec<SampledToken> {
-        let mut rows = Vec::new();
-        let mut sequences = Vec::new();
-        let mut requests = Vec::new();
-        for (chunk, span) in batch.chunks.iter().zip(self.spans) {
-            if let Some(params) = &chunk.sampling {
-                rows.push(span.first_row + span.num_rows - 1);
-                sequences.push(chunk.sequence);
-                requests.push(SampleRequest { params, position: span.end_position() as u32 });
+    /// The samples of those sequences whose turn it is.
+    fn sample(&mut self, weights: &ModelWeights<B>, batch: &StepBatch) -> StepResult {
+        let chunks = || batch.chunks.iter().zip(self.spans).filter(|(chunk, _)| chunk.samples);
+        let turns = self.samplers.turns(chunks().map(|(chunk, _)| chunk.sequence));
+        let mut result = StepResult::default();
+        let (mut rows, mut sampled) = (Vec::new(), Vec::new());
+        for ((chunk, span), turn) in chunks().zip(turns) {
+            match turn {
+                Turn::Now => {
+                    rows.push(span.first_row + span.num_rows - 1);
+                    sampled.push((chunk.sequence, span.end_position() as u32));
+                }
+                Turn::Later => result.deferred.push(chunk.sequence),
+                Turn::Never(reason) => result.failed.push((chunk.sequence, reason)),
             }
         }
         if rows.is_empty() {
-            return Vec::new();
+            return result;
         }
         self.logits(weights, &rows);
+        let samplers = &*self.samplers;
+        let requests: Vec<_> =
+            sampled.iter().filter_map(|&(id, position)| samplers.request(id, position)).collect();
         let samples = self.backend.sample(&self.work.logits, &requests);
-        let described = sequences.into_iter().zip(&requests).zip(samples);
-        described
-            .map(|((sequence, request), sample)| SampledToken {
+        result.samples = sampled
+            .into_iter()
+            .zip(samples)
+            .map(|((sequence, position), sample)| SampledToken {
                 sequence,
-                position: request.position,
+                position,
                 token_id: sample.token_id,
                 logprob: sample.logprob,
                 top_logprobs: sample.top_logprobs,
             })
-            .collect()
+            .collect();
+        result
     }
 
     /// Logits of the given rows.

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use super::load::LayerWeights;
 use crate::backend::{Backend, HyperWeights};
 use crate::kv_cache::Span;
+use crate::sampler::Samplers;
 use crate::step::StepTimings;
 
 /// Tensors that every step uses again, one row per token.
@@ -62,6 +63,7 @@ pub(super) struct Pass<'a, B: Backend> {
     /// Token of each row.
     pub(super) ids: &'a [u32],
     pub(super) spans: &'a [Span<'a>],
+    pub(super) samplers: &'a mut Samplers,
     pub(super) timings: StepTimings,
     /// Whether [`clock`](Self::clock) waits for the device.
     pub(super) waits: bool,

@@ -7,7 +7,7 @@ use switchyard_moe::ids::GroupEpoch;
 use crate::backend::cpu::CpuTensor;
 use crate::collective::local::{self, Local};
 use crate::collective::{AbortHandle, Direction, Phase};
-use crate::step::{SamplingParams, SequenceChunk};
+use crate::step::{Constraint, SampledToken, SamplingParams, SequenceChunk, SequenceStart};
 use crate::verify::tests::{golden, golden_ids, micro, tiny_b};
 use crate::weights::Checkpoint;
 
@@ -54,14 +54,7 @@ fn mesh(world_size: usize) -> Vec<Local> {
 }
 
 fn greedy() -> SamplingParams {
-    SamplingParams {
-        temperature: 0.0,
-        top_p: 1.0,
-        seed: 0,
-        choice: 0,
-        logprobs: true,
-        num_top_logprobs: 3,
-    }
+    SamplingParams { logprobs: true, num_top_logprobs: 3, ..SamplingParams::default() }
 }
 
 /// Some tokens of the micro vocabulary.
@@ -84,13 +77,18 @@ fn prefill(
         new_blocks: (blocks(first)..blocks(first + tokens.len()))
             .map(|block| BlockId(sequence as u32 * 4 + block))
             .collect(),
-        sampling,
+        start: (first == 0).then(|| SequenceStart {
+            prompt_len: tokens.len(),
+            sampling: sampling.clone().unwrap_or_default(),
+            constraint: None,
+        }),
+        samples: sampling.is_some(),
     }
 }
 
-fn decode(sequence: u64, position: usize, sampling: SamplingParams) -> SequenceChunk {
+fn decode(sequence: u64, position: usize) -> SequenceChunk {
     let ids = ChunkTokens::LastSample;
-    SequenceChunk { tokens: ids, ..prefill(sequence, position, &[0], Some(sampling)) }
+    SequenceChunk { tokens: ids, ..prefill(sequence, position, &[0], Some(greedy())) }
 }
 
 fn batch(chunks: Vec<SequenceChunk>) -> StepBatch {

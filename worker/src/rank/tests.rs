@@ -132,7 +132,8 @@ async fn a_panic_is_noticed() {
         first_position: 0,
         tokens: crate::step::ChunkTokens::LastSample,
         new_blocks: Vec::new(),
-        sampling: None,
+        start: None,
+        samples: false,
     };
     let batch = StepBatch { chunks: vec![chunk], released: Vec::new() };
     let pending = rank.step(GroupEpoch(1), StepId(1), batch).await.unwrap();

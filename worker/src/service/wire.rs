@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
+use switchyard_grammar::Grammar;
 use switchyard_moe::ids::{BlockId, EpRank, GroupEpoch, LogicalExpertId, SequenceId, StepId};
 use switchyard_moe::placement::Placement;
 use switchyard_proto::worker as proto;
 use switchyard_proto::worker::sequence_chunk::Tokens;
 
-use crate::kv_cache::{CacheLimits, NUM_TOP_LOGPROBS_MAX};
+use crate::kv_cache::CacheLimits;
 use crate::rank::Plan;
 use crate::step::{
-    ChunkTokens, SampledToken, SamplingParams, SequenceChunk, StepBatch, StepResult, StepTimings,
+    ChunkTokens, Constraint, SampledToken, SamplingParams, SequenceChunk, SequenceStart, StepBatch,
+    StepResult, StepTimings,
 };
 
 #[cfg(test)]
@@ -197,32 +199,38 @@ fn chunk(message: proto::SequenceChunk) -> Result<SequenceChunk, FieldError> {
         first_position: message.first_position,
         tokens,
         new_blocks: message.new_blocks.into_iter().map(BlockId).collect(),
-        sampling: message.sampling.map(|params| sampling(&params)).transpose()?,
+        start: message.start.map(start).transpose()?,
+        samples: message.samples,
     })
 }
 
-fn sampling(message: &proto::SamplingParams) -> Result<SamplingParams, FieldError> {
-    let params = SamplingParams {
+fn start(message: proto::SequenceStart) -> Result<SequenceStart, FieldError> {
+    Ok(SequenceStart {
+        prompt_len: message.prompt_len as usize,
+        sampling: sampling(required(message.sampling, "start.sampling")?),
+        constraint: message.constraint.map(|constraint| Constraint {
+            grammar: Grammar::lark(constraint.grammar),
+            after: constraint.after,
+            forbidden_before: constraint.forbidden_before,
+        }),
+    })
+}
+
+/// Values are checked with the sequence's other limits, in [`crate::kv_cache`].
+fn sampling(message: proto::SamplingParams) -> SamplingParams {
+    SamplingParams {
         temperature: message.temperature,
+        min_p: message.min_p,
+        top_k: message.top_k,
         top_p: message.top_p,
+        presence_penalty: message.presence_penalty,
+        frequency_penalty: message.frequency_penalty,
+        logit_bias: message.logit_bias.iter().map(|bias| (bias.token_id, bias.bias)).collect(),
         seed: message.seed,
         choice: message.choice,
         logprobs: message.logprobs,
         num_top_logprobs: message.num_top_logprobs,
-    };
-    if !(params.temperature.is_finite() && params.temperature >= 0.0) {
-        let problem = format!("is {}, must be finite and not negative", params.temperature);
-        return Err(wrong("sampling.temperature", problem));
     }
-    if !(params.top_p > 0.0 && params.top_p <= 1.0) {
-        let problem = format!("is {}, must be above 0 and at most 1", params.top_p);
-        return Err(wrong("sampling.top_p", problem));
-    }
-    if params.num_top_logprobs > NUM_TOP_LOGPROBS_MAX {
-        let problem = format!("is {}, at most {NUM_TOP_LOGPROBS_MAX}", params.num_top_logprobs);
-        return Err(wrong("sampling.num_top_logprobs", problem));
-    }
-    Ok(params)
 }
 
 /// Writes a step's result.
@@ -232,6 +240,8 @@ pub fn output(epoch: GroupEpoch, step: StepId, result: StepResult) -> proto::Ste
         epoch: epoch.0,
         step: step.0,
         samples: result.samples.into_iter().map(sample).collect(),
+        deferred_sequence_ids: result.deferred.into_iter().map(|id| id.0).collect(),
+        failed: result.failed.into_iter().map(failed).collect(),
         timings: Some(timings(&result.timings)),
     }
 }
@@ -247,6 +257,10 @@ fn sample(sample: SampledToken) -> proto::SampledToken {
             .map(|(token_id, logprob)| proto::TokenLogprob { token_id, logprob })
             .collect(),
     }
+}
+
+fn failed((id, reason): (SequenceId, String)) -> proto::FailedSequence {
+    proto::FailedSequence { sequence_id: id.0, reason }
 }
 
 fn timings(timings: &StepTimings) -> proto::StepTimings {

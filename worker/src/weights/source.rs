@@ -1,6 +1,7 @@
 //! What a rank reads its parameters from.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use switchyard_moe::config::ModelConfig;
 use switchyard_moe::ids::EpRank;
@@ -12,6 +13,9 @@ use super::{Checkpoint, Error, Matrix};
 pub trait Source: fmt::Debug {
     /// The configuration.
     fn config(&self) -> &ModelConfig;
+
+    /// Where its `tokenizer.json` would be, if it lies in a folder.
+    fn tokenizer(&self) -> Option<PathBuf>;
 
     /// Bytes that `rank` reads under `placement`: everything but other ranks' experts.
     fn num_bytes_for(&self, rank: EpRank, placement: &Placement) -> u64;
@@ -44,6 +48,10 @@ pub trait Source: fmt::Debug {
 impl Source for Checkpoint {
     fn config(&self) -> &ModelConfig {
         self.config()
+    }
+
+    fn tokenizer(&self) -> Option<PathBuf> {
+        Some(self.tokenizer())
     }
 
     fn num_bytes_for(&self, rank: EpRank, placement: &Placement) -> u64 {

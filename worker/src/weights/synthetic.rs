@@ -158,6 +158,10 @@ impl Source for Synthetic {
         &self.config
     }
 
+    fn tokenizer(&self) -> Option<PathBuf> {
+        None
+    }
+
     fn num_bytes_for(&self, rank: EpRank, placement: &Placement) -> u64 {
         self.num_bytes_where(|name| match layout::routed_expert(name) {
             Some((layer, expert)) => placement

@@ -380,7 +380,8 @@ pub(crate) fn batch(epoch: u64, step: u64, sequences: &[u64]) -> RankBatch {
         first_position: step as u32,
         tokens: Some(Tokens::LastSample(proto::LastSample {})),
         new_blocks: Vec::new(),
-        sampling: None,
+        start: None,
+        samples: false,
     });
     RankBatch { epoch, step, chunks: chunks.collect(), released_sequence_ids: Vec::new() }
 }

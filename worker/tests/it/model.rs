@@ -13,6 +13,7 @@ use super::lifecycle::micro;
 /// Layers and routed experts of the checkpoint.
 const NUM_LAYERS: usize = 4;
 const NUM_EXPERTS: usize = 8;
+const PROMPT_LEN: u32 = 23;
 const NUM_DECODE_STEPS: u64 = 6;
 
 async fn start(world_size: usize) -> (Coordinator, Vec<Remote>) {
@@ -34,23 +35,26 @@ fn chunk(sequence_id: u64, first_position: u32, tokens: Tokens) -> proto::Sequen
         temperature: 0.8,
         top_p: 0.95,
         seed: 17,
-        choice: 0,
         logprobs: true,
         num_top_logprobs: 3,
+        ..proto::SamplingParams::default()
     };
+    let start =
+        proto::SequenceStart { prompt_len: PROMPT_LEN, sampling: Some(sampling), constraint: None };
     let tokens = Some(tokens);
     proto::SequenceChunk {
         sequence_id,
         first_position,
         tokens,
         new_blocks,
-        sampling: Some(sampling),
+        start: (first_position == 0).then_some(start),
+        samples: true,
     }
 }
 
 /// Prefills and decodes one sequence on the last rank, the others without work.
 async fn generate(steps: &mut [Steps], epoch: u64) -> Vec<SampledToken> {
-    let prompt: Vec<u32> = (0..23).map(|i| (i * 37 + 5) % 256).collect();
+    let prompt: Vec<u32> = (0..PROMPT_LEN).map(|i| (i * 37 + 5) % 256).collect();
     let last = steps.len() - 1;
     let mut samples = Vec::new();
     for step in 1..=1 + NUM_DECODE_STEPS {

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use switchyard_moe::capacity;
 use switchyard_proto::worker::sequence_chunk::Tokens;
-use switchyard_proto::worker::{
-    CacheLimits, RankBatch, SampledToken, SamplingParams, SequenceChunk,
-};
+use switchyard_proto::worker::{CacheLimits, RankBatch, SampledToken, SequenceChunk, StepOutput};
 
 /// Tokens of the simulated model.
 const VOCAB: u64 = 61;
@@ -22,7 +20,12 @@ struct SimSequence {
     tokens: Vec<u32>,
     blocks: Vec<u32>,
     last_sample: Option<u32>,
+    seed: u64,
+    is_deferred: bool,
 }
+
+/// One sample in so many is put off, chosen by the step and the sequence.
+const DEFERRED_ONE_IN: u64 = 11;
 
 fn next_token(tokens: &[u32], seed: u64) -> u32 {
     let hash = tokens.iter().fold(0xcbf2_9ce4_8422_2325 ^ seed, |hash: u64, &token| {
@@ -45,12 +48,13 @@ pub(crate) fn answer(request: &crate::engine::request::GenerateRequest) -> Vec<u
 }
 
 impl SimRank {
-    pub(super) fn run(&mut self, batch: RankBatch, limits: &CacheLimits) -> Vec<SampledToken> {
+    pub(super) fn run(&mut self, batch: RankBatch, limits: &CacheLimits) -> StepOutput {
         for id in &batch.released_sequence_ids {
             assert!(self.sequences.remove(id).is_some(), "{id} released, but not held");
         }
         let mut num_tokens = 0;
-        let mut samples = Vec::new();
+        let mut output =
+            StepOutput { epoch: batch.epoch, step: batch.step, ..StepOutput::default() };
         for chunk in batch.chunks {
             self.check_blocks(&chunk, limits);
             if chunk.first_position == 0 {
@@ -58,13 +62,21 @@ impl SimRank {
                 assert!(held.is_none(), "{} began twice", chunk.sequence_id);
             }
             let sequence = self.sequences.get_mut(&chunk.sequence_id).expect("has begun");
-            let before = sequence.tokens.len();
-            samples.extend(sequence.run(chunk));
-            num_tokens += sequence.tokens.len() - before;
+            num_tokens += match chunk.tokens.as_ref().unwrap() {
+                Tokens::TokenIds(ids) => ids.ids.len(),
+                Tokens::LastSample(_) => 1,
+            };
+            let id = chunk.sequence_id;
+            let is_late = (batch.step * 7 + id * 3).is_multiple_of(DEFERRED_ONE_IN);
+            match sequence.run(chunk, is_late) {
+                Some(sample) => output.samples.push(sample),
+                None if sequence.is_deferred => output.deferred_sequence_ids.push(id),
+                None => {}
+            }
         }
         assert!(self.sequences.len() <= limits.max_num_seqs as usize);
         assert!(num_tokens <= limits.max_num_batched_tokens as usize);
-        samples
+        output
     }
 
     fn check_blocks(&self, chunk: &SequenceChunk, limits: &CacheLimits) {
@@ -77,16 +89,26 @@ impl SimRank {
 }
 
 impl SimSequence {
-    fn run(&mut self, chunk: SequenceChunk) -> Option<SampledToken> {
-        assert_eq!(chunk.first_position as usize, self.tokens.len(), "a gap, or a position twice");
+    fn run(&mut self, chunk: SequenceChunk, is_late: bool) -> Option<SampledToken> {
+        let ahead = chunk.first_position as usize - self.tokens.len();
+        assert!(ahead == 0 || ahead == 1 && self.is_deferred, "a gap, or a position twice");
+        assert_eq!(chunk.start.is_some(), chunk.first_position == 0);
+        if let Some(start) = chunk.start {
+            self.seed = start.sampling.unwrap().seed;
+        }
         match chunk.tokens.unwrap() {
             Tokens::TokenIds(ids) => self.tokens.extend(ids.ids),
             Tokens::LastSample(_) => self.tokens.push(self.last_sample.take().unwrap()),
         }
         self.blocks.extend(chunk.new_blocks);
-        assert_eq!(self.blocks.len(), capacity::num_blocks(self.tokens.len()));
-        chunk.sampling.map(|sampling: SamplingParams| {
-            let token_id = next_token(&self.tokens, sampling.seed);
+        assert!(self.blocks.len() >= capacity::num_blocks(self.tokens.len()));
+        self.is_deferred = chunk.samples && is_late;
+        if self.is_deferred {
+            self.last_sample = self.tokens.pop();
+            return None;
+        }
+        chunk.samples.then(|| {
+            let token_id = next_token(&self.tokens, self.seed);
             self.last_sample = Some(token_id);
             SampledToken {
                 sequence_id: chunk.sequence_id,

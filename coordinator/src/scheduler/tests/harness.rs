@@ -32,6 +32,10 @@ pub(super) enum Op {
     Step,
     /// The ranks finish the oldest step in flight.
     Commit,
+    /// The ranks finish it without some samples: that of sequence i if bit i % 8 is set.
+    CommitWithout(u8),
+    /// The ranks finish it, and can sample no more for its lowest sequence.
+    CommitFailing,
     Lose,
     Form(usize),
 }
@@ -65,6 +69,15 @@ enum ClientState {
     Refused,
     Cancelled,
     Finished,
+    Failed,
+}
+
+/// What a rank does when it should sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Draw {
+    Now,
+    Later,
+    Never,
 }
 
 /// One rank, which runs its batches in order.
@@ -79,6 +92,8 @@ struct SimSequence {
     tokens: Vec<u32>,
     blocks: Vec<BlockId>,
     last_sample: Option<u32>,
+    /// Whether the last chunk had no sample.
+    is_deferred: bool,
 }
 
 /// The model: a function of all tokens so far.
@@ -132,7 +147,18 @@ impl Harness {
             Op::Step => {
                 self.step();
             }
-            Op::Commit => self.commit(),
+            Op::Commit => self.commit(|_| Draw::Now),
+            Op::CommitWithout(bits) => self.commit(|id| match bits >> (id.0 % 8) & 1 {
+                0 => Draw::Now,
+                _ => Draw::Later,
+            }),
+            Op::CommitFailing => {
+                let ranks = self.in_flight.front().map(|batch| batch.ranks.as_slice());
+                let chunks = ranks.unwrap_or_default().iter().flat_map(|rank| &rank.chunks);
+                let sampled = chunks.filter(|chunk| chunk.samples).map(|chunk| chunk.sequence);
+                let victim = sampled.min();
+                self.commit(|id| if Some(id) == victim { Draw::Never } else { Draw::Now });
+            }
             Op::Lose => {
                 self.events.push(Event::GroupLost);
                 self.reset(0);
@@ -223,7 +249,7 @@ impl Harness {
         let work: usize = self.clients.values().map(|c| c.num_prompt + c.max_tokens).sum();
         for _ in 0..4 * work + 100 {
             self.step();
-            self.commit();
+            self.commit(|_| Draw::Now);
             if self.scheduler.is_idle() && self.events.is_empty() && self.in_flight.is_empty() {
                 break;
             }
@@ -234,7 +260,9 @@ impl Harness {
             match client.state {
                 ClientState::Finished => assert_eq!(client.got, client.expected, "{id}"),
                 ClientState::Refused => assert!(client.got.is_empty(), "{id}"),
-                ClientState::Cancelled => assert!(client.expected.starts_with(&client.got), "{id}"),
+                ClientState::Cancelled | ClientState::Failed => {
+                    assert!(client.expected.starts_with(&client.got), "{id}")
+                }
                 ClientState::Submitted | ClientState::Queued => panic!("{id} was forgotten"),
             }
         }
@@ -286,6 +314,13 @@ impl Harness {
                     client.state = ClientState::Finished;
                 }
             }
+            Update::Failed(id, reason) => {
+                assert_eq!(reason, "for a test");
+                let client = self.clients.get_mut(id).unwrap();
+                if client.state == ClientState::Queued {
+                    client.state = ClientState::Failed;
+                }
+            }
         }
     }
 
@@ -297,7 +332,9 @@ impl Harness {
                 let sequence = &self.scheduler.sequences[id];
                 assert_eq!(sequence.rank, Some(index));
                 let table = sequence.block_table();
-                assert_eq!(table.len(), capacity::num_blocks(sequence.num_scheduled()), "{id}");
+                // One more where a sample that was put off took a position back.
+                let needed = capacity::num_blocks(sequence.num_scheduled());
+                assert!((needed..=needed + 1).contains(&table.len()), "{id}");
                 for block in table {
                     assert!(used.insert(*block), "block {block} is held twice");
                 }
@@ -313,7 +350,8 @@ impl Harness {
             assert!(tokens <= self.limits.max_num_batched_tokens, "{tokens} tokens");
             for chunk in &rank.chunks {
                 let client = &self.clients[&chunk.sequence];
-                assert_ne!(client.state, ClientState::Cancelled, "{} is cancelled", chunk.sequence);
+                let id = chunk.sequence;
+                assert!(matches!(client.state, ClientState::Queued), "{id}: {:?}", client.state);
                 if chunk.samples {
                     let last = client.num_prompt + client.max_tokens - 1;
                     assert!(chunk.sample_position() <= last, "{} goes too far", chunk.sequence);
@@ -322,18 +360,23 @@ impl Harness {
         }
     }
 
-    fn commit(&mut self) {
+    fn commit(&mut self, draw: impl Fn(SequenceId) -> Draw) {
         let Some(batch) = self.in_flight.pop_front() else { return };
         let mut samples = Vec::new();
         for (rank, part) in self.ranks.iter_mut().zip(batch.ranks) {
-            samples.extend(rank.run(part, &self.limits));
+            samples.extend(rank.run(part, &self.limits, &draw));
         }
         self.events.push(Event::StepCommitted { step: batch.step, samples });
     }
 }
 
 impl SimRank {
-    fn run(&mut self, batch: RankBatch, limits: &Limits) -> Vec<Sample> {
+    fn run(
+        &mut self,
+        batch: RankBatch,
+        limits: &Limits,
+        draw: &impl Fn(SequenceId) -> Draw,
+    ) -> Vec<Sample> {
         for id in &batch.released {
             assert!(self.sequences.remove(id).is_some(), "{id} released, but not held");
         }
@@ -350,7 +393,7 @@ impl SimRank {
                 assert!(held.is_none(), "{id} began twice");
             }
             let sequence = self.sequences.get_mut(&id).expect("a sequence that has begun");
-            samples.extend(sequence.run(chunk));
+            samples.extend(sequence.run(chunk, draw(id)));
         }
         assert!(self.sequences.len() <= limits.max_num_seqs, "{} sequences", self.sequences.len());
         samples
@@ -358,20 +401,35 @@ impl SimRank {
 }
 
 impl SimSequence {
-    fn run(&mut self, chunk: Chunk) -> Option<Sample> {
+    fn run(&mut self, chunk: Chunk, draw: Draw) -> Option<Sample> {
         let id = chunk.sequence;
-        assert_eq!(chunk.first_position, self.tokens.len(), "{id}: a gap, or a position twice");
+        let is_decode = chunk.tokens == ChunkTokens::LastSample;
+        let is_ahead =
+            self.is_deferred && is_decode && chunk.first_position == self.tokens.len() + 1;
+        assert!(
+            is_ahead || chunk.first_position == self.tokens.len(),
+            "{id}: a gap, or a position twice"
+        );
         match chunk.tokens {
             ChunkTokens::Ids(ids) => self.tokens.extend(ids),
             ChunkTokens::LastSample => self.tokens.push(self.last_sample.take().unwrap()),
         }
         self.blocks.extend(chunk.new_blocks);
-        assert_eq!(self.blocks.len(), capacity::num_blocks(self.tokens.len()), "{id}: blocks");
-        chunk.samples.then(|| {
-            let token_id = next_token(&self.tokens);
-            self.last_sample = Some(token_id);
-            let token = GeneratedToken { token_id, logprob: None, top_logprobs: vec![] };
-            Sample { sequence: id, position: self.tokens.len(), token }
-        })
+        assert!(self.blocks.len() >= capacity::num_blocks(self.tokens.len()), "{id}: blocks");
+        self.is_deferred = chunk.samples && draw != Draw::Now;
+        let position = self.tokens.len();
+        let outcome = match draw {
+            Draw::Now => {
+                let token_id = next_token(&self.tokens);
+                self.last_sample = Some(token_id);
+                Outcome::Drawn(GeneratedToken { token_id, logprob: None, top_logprobs: vec![] })
+            }
+            Draw::Later => Outcome::Deferred,
+            Draw::Never => Outcome::Failed("for a test".to_owned()),
+        };
+        if self.is_deferred {
+            self.last_sample = self.tokens.pop();
+        }
+        chunk.samples.then_some(Sample { sequence: id, position, outcome })
     }
 }

@@ -53,7 +53,7 @@ fn a_malformed_frame_names_its_sender_and_the_step_is_undone() {
         model.step_with_logits(StepId(step), batch, &mut mesh(1).remove(0)).unwrap().1
     };
     let begin = batch(vec![prefill(1, 0, &prompt(5, 50), Some(greedy()))]);
-    let decode = batch(vec![decode(1, 50, greedy())]);
+    let decode = batch(vec![decode(1, 50)]);
     let mut undisturbed = load(Numerics::Exact, 0, 1);
     good(&mut undisturbed, 1, &begin);
     let expected = good(&mut undisturbed, 2, &decode);

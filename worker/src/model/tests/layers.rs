@@ -29,6 +29,7 @@ fn forced_layers(numerics: Numerics, dir: &Path, prefix: &str) -> Vec<[Vec<f32>;
         work: &mut model.work,
         ids: &ids,
         spans: &spans,
+        samplers: &mut model.samplers,
         timings: StepTimings::default(),
         waits: false,
     };

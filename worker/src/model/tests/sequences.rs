@@ -1,42 +1,91 @@
 //! What a sequence gets does not depend on who else is in the batch, on the group, or on its history.
 
-use super::*;
+use switchyard_grammar::Grammar;
 
-/// A request: prompt length, prefill chunk, and how to sample.
+use super::*;
+use crate::sampler::tests::{byte_tokenizer, samplers};
+use crate::sampler::{MASK_BUDGET, Samplers};
+
+/// A request: tokens to prefill, how many of them in one chunk, and how to sample.
 #[derive(Clone, Debug)]
 struct Request {
-    prompt: Vec<u32>,
+    tokens: Vec<u32>,
     chunk: usize,
-    sampling: SamplingParams,
+    start: SequenceStart,
+}
+
+impl Request {
+    fn new(prompt: Vec<u32>, chunk: usize, sampling: SamplingParams) -> Self {
+        let start = SequenceStart { prompt_len: prompt.len(), sampling, constraint: None };
+        Self { tokens: prompt, chunk, start }
+    }
 }
 
 fn requests() -> Vec<Request> {
     let hot = |seed, top_p| SamplingParams { temperature: 1.5, top_p, seed, ..greedy() };
+    let penalized = SamplingParams {
+        presence_penalty: 0.5,
+        frequency_penalty: -0.25,
+        logit_bias: vec![(17, 2.0), (200, -100.0)],
+        top_k: 30,
+        min_p: 0.01,
+        ..hot(3, 0.9)
+    };
     vec![
-        Request { prompt: prompt(1, 3), chunk: 64, sampling: greedy() },
-        Request { prompt: prompt(2, 140), chunk: 33, sampling: hot(7, 1.0) },
-        Request { prompt: prompt(3, 60), chunk: 9, sampling: hot(1 << 40, 0.8) },
-        Request { prompt: prompt(4, 17), chunk: 17, sampling: greedy() },
+        Request::new(prompt(1, 3), 64, greedy()),
+        Request::new(prompt(2, 140), 33, hot(7, 1.0)),
+        Request::new(prompt(3, 60), 9, hot(1 << 40, 0.8)),
+        Request::new(prompt(4, 17), 17, greedy()),
+        Request::new(prompt(5, 30), 20, penalized),
+        constrained(Request::new(prompt(6, 22), 8, hot(9, 1.0))),
     ]
+}
+
+/// The same request for digits and commas.
+fn constrained(mut request: Request) -> Request {
+    let grammar = Grammar::regex("([0-9]{1,3},)+");
+    request.start.constraint = Some(Constraint { grammar, after: None, forbidden_before: vec![] });
+    request
 }
 
 const NUM_NEW: usize = 12;
 
 /// Generates for all requests at once, request i starting in step `i * stagger`; sequences live on rank 0.
 fn generate(requests: &[Request], world_size: usize, stagger: usize) -> Vec<Vec<SampledToken>> {
+    generate_within(requests, (world_size, stagger), MASK_BUDGET)
+}
+
+/// [`generate`] with another budget for masks.
+fn generate_within(
+    requests: &[Request],
+    (world_size, stagger): (usize, usize),
+    mask_budget: Duration,
+) -> Vec<Vec<SampledToken>> {
+    let dir = byte_tokenizer();
+    let samplers = || samplers(&dir).with_mask_budget(mask_budget);
     let ranks = mesh(world_size);
     let mut results = thread::scope(|scope| {
         let threads: Vec<_> = (0..)
             .zip(ranks)
             .map(|(rank, mut local)| {
+                let samplers: Samplers = samplers();
                 scope.spawn(move || {
                     let mut model = load(Numerics::Official, rank, world_size);
+                    model.samplers = samplers;
                     let owned = if rank == 0 { requests } else { &[] };
                     let mut tokens = vec![Vec::new(); requests.len()];
-                    for step in 0..60 {
+                    // Samples that are put off take more steps, of which every rank must run as many.
+                    let num_steps = if mask_budget < MASK_BUDGET { 400 } else { 60 };
+                    for step in 0..num_steps {
                         let batch = next_batch(&model, owned, &tokens, (step, stagger));
                         let result = model.step(StepId(step as u64 + 1), &batch, &mut local);
-                        for sample in result.unwrap().samples {
+                        let result = result.unwrap();
+                        assert_eq!(result.failed, []);
+                        if !result.deferred.is_empty() {
+                            // What a real step of a large model takes.
+                            thread::sleep(Duration::from_millis(1));
+                        }
+                        for sample in result.samples {
                             tokens[sample.sequence.0 as usize].push(sample);
                         }
                     }
@@ -59,15 +108,18 @@ fn next_batch(
     let chunks = requests.iter().enumerate().filter_map(|(i, request)| {
         let id = i as u64;
         let first = model.sequence(SequenceId(id)).map_or(0, Sequence::num_tokens);
-        let sampling = request.sampling.clone();
         if step < i * stagger || tokens[i].len() == NUM_NEW {
             None
-        } else if first >= request.prompt.len() {
-            Some(decode(id, first, sampling))
+        } else if first >= request.tokens.len() {
+            Some(decode(id, first))
         } else {
-            let end = request.prompt.len().min(first + request.chunk);
-            let sampling = (end == request.prompt.len()).then_some(sampling);
-            Some(prefill(id, first, &request.prompt[first..end], sampling))
+            let end = request.tokens.len().min(first + request.chunk);
+            let sampling = (end == request.tokens.len()).then(greedy);
+            let start = (first == 0).then(|| request.start.clone());
+            Some(SequenceChunk {
+                start,
+                ..prefill(id, first, &request.tokens[first..end], sampling)
+            })
         }
     });
     batch(chunks.collect())
@@ -96,11 +148,11 @@ fn samples_report_positions_and_probabilities() {
     let tokens = generate(&requests(), 1, 0);
     for (request, tokens) in requests().iter().zip(&tokens) {
         for (i, sample) in tokens.iter().enumerate() {
-            assert_eq!(sample.position as usize, request.prompt.len() + i);
+            assert_eq!(sample.position as usize, request.start.prompt_len + i);
             assert_eq!(sample.top_logprobs.len(), 3);
             assert!(sample.top_logprobs.is_sorted_by(|a, b| a.1 >= b.1), "{sample:?}");
             assert!(sample.logprob <= sample.top_logprobs[0].1 && sample.logprob < 0.0);
-            if request.sampling.temperature == 0.0 {
+            if request.start.sampling.temperature == 0.0 {
                 assert_eq!((sample.token_id, sample.logprob), sample.top_logprobs[0]);
             }
         }
@@ -108,7 +160,7 @@ fn samples_report_positions_and_probabilities() {
     let ids = |i: usize| tokens[i].iter().map(|sample| sample.token_id).collect::<Vec<_>>();
     let other_choice = {
         let mut request = requests().remove(1);
-        request.sampling.choice = 1;
+        request.start.sampling.choice = 1;
         generate(&[request], 1, 0)[0].iter().map(|sample| sample.token_id).collect::<Vec<_>>()
     };
     assert_ne!(ids(1), other_choice, "choices of one request differ");
@@ -116,12 +168,24 @@ fn samples_report_positions_and_probabilities() {
 
 #[test]
 fn a_replayed_sequence_goes_on_as_if_nothing_had_happened() {
-    let mut request = requests().remove(2);
-    let undisturbed = generate(std::slice::from_ref(&request), 1, 0).remove(0);
-    // Preempted after five tokens: prompt and tokens are prefilled again, elsewhere in the pool.
-    request.prompt.extend(undisturbed[..5].iter().map(|sample| sample.token_id));
-    let rest = generate(&[request], 2, 0).remove(0);
-    assert_eq!(rest[..NUM_NEW - 5], undisturbed[5..]);
+    for mut request in requests().split_off(2) {
+        let undisturbed = generate(std::slice::from_ref(&request), 1, 0).remove(0);
+        // Preempted after five tokens: prompt and tokens are prefilled again, elsewhere in the pool.
+        request.tokens.extend(undisturbed[..5].iter().map(|sample| sample.token_id));
+        let rest = generate(&[request], 2, 0).remove(0);
+        assert_eq!(rest[..NUM_NEW - 5], undisturbed[5..]);
+    }
+}
+
+#[test]
+fn a_sample_that_is_put_off_is_the_same_later() {
+    let requests = requests();
+    let in_time = generate_within(&requests, (1, 0), Duration::from_secs(60));
+    let digits: Vec<_> = in_time[5].iter().map(|sample| sample.token_id).collect();
+    let is_digit =
+        |&token: &u32| (b'0'..=b'9').contains(&(token as u8)) || token == u32::from(b',');
+    assert!(digits.iter().all(is_digit), "{digits:?}");
+    assert_eq!(generate_within(&requests, (1, 0), Duration::ZERO), in_time);
 }
 
 #[test]
@@ -131,7 +195,7 @@ fn an_impossible_batch_is_named_and_changes_nothing() {
     let begin = batch(vec![prefill(1, 0, &prompt(1, 20), Some(greedy()))]);
     model.step(StepId(1), &begin, &mut local).unwrap();
     let before = model.sequence(SequenceId(1)).cloned();
-    let unknown = batch(vec![decode(1, 20, greedy()), prefill(2, 5, &[1], None)]);
+    let unknown = batch(vec![decode(1, 20), prefill(2, 5, &[1], None)]);
     let error = model.step(StepId(2), &unknown, &mut local).unwrap_err();
     assert_eq!(error.to_string(), "step 2 cannot run");
     assert!(matches!(
@@ -139,7 +203,7 @@ fn an_impossible_batch_is_named_and_changes_nothing() {
         Error::Batch { source: kv_cache::Error::UnknownSequence { position: 5, .. }, .. }
     ));
     assert_eq!(model.sequence(SequenceId(1)).cloned(), before);
-    model.step(StepId(2), &batch(vec![decode(1, 20, greedy())]), &mut local).unwrap();
+    model.step(StepId(2), &batch(vec![decode(1, 20)]), &mut local).unwrap();
 }
 
 #[test]

@@ -44,14 +44,28 @@ fn batch_message() -> proto::RankBatch {
             first_position: 5,
             tokens: Some(Tokens::TokenIds(proto::TokenIds { ids: vec![1, 2] })),
             new_blocks: vec![4],
-            sampling: Some(proto::SamplingParams {
-                temperature: 0.5,
-                top_p: 0.9,
-                seed: 11,
-                choice: 1,
-                logprobs: true,
-                num_top_logprobs: 2,
+            start: Some(proto::SequenceStart {
+                prompt_len: 1,
+                sampling: Some(proto::SamplingParams {
+                    temperature: 0.5,
+                    top_p: 0.9,
+                    top_k: 4,
+                    min_p: 0.25,
+                    presence_penalty: 1.0,
+                    frequency_penalty: -1.0,
+                    logit_bias: vec![proto::TokenBias { token_id: 3, bias: 2.0 }],
+                    seed: 11,
+                    choice: 1,
+                    logprobs: true,
+                    num_top_logprobs: 2,
+                }),
+                constraint: Some(proto::Constraint {
+                    grammar: "start: \"a\"".to_owned(),
+                    after: Some(5),
+                    forbidden_before: vec![1],
+                }),
             }),
+            samples: true,
         }],
         released_sequence_ids: vec![8],
     }
@@ -129,10 +143,29 @@ fn a_batch_is_read_as_it_is_written() {
     assert_eq!(chunk.first_position, 5);
     assert_eq!(chunk.tokens, ChunkTokens::Ids(vec![1, 2]));
     assert_eq!(chunk.new_blocks, [BlockId(4)]);
-    let sampling = chunk.sampling.as_ref().unwrap();
-    assert_eq!((sampling.temperature, sampling.top_p), (0.5, 0.9));
-    assert_eq!((sampling.seed, sampling.choice), (11, 1));
-    assert_eq!((sampling.logprobs, sampling.num_top_logprobs), (true, 2));
+    assert!(chunk.samples);
+    let expected = SequenceStart {
+        prompt_len: 1,
+        sampling: SamplingParams {
+            temperature: 0.5,
+            min_p: 0.25,
+            top_k: 4,
+            top_p: 0.9,
+            presence_penalty: 1.0,
+            frequency_penalty: -1.0,
+            logit_bias: vec![(3, 2.0)],
+            seed: 11,
+            choice: 1,
+            logprobs: true,
+            num_top_logprobs: 2,
+        },
+        constraint: Some(Constraint {
+            grammar: Grammar::lark("start: \"a\""),
+            after: Some(5),
+            forbidden_before: vec![1],
+        }),
+    };
+    assert_eq!(chunk.start, Some(expected));
 }
 
 #[test]
@@ -148,16 +181,8 @@ fn a_batch_names_its_wrong_field() {
         "chunks[0].token_ids: is empty",
     );
     check(
-        |chunk| chunk.sampling.as_mut().unwrap().temperature = f32::NAN,
-        "chunks[0].sampling.temperature: is NaN, must be finite and not negative",
-    );
-    check(
-        |chunk| chunk.sampling.as_mut().unwrap().top_p = 0.0,
-        "chunks[0].sampling.top_p: is 0, must be above 0 and at most 1",
-    );
-    check(
-        |chunk| chunk.sampling.as_mut().unwrap().num_top_logprobs = 21,
-        "chunks[0].sampling.num_top_logprobs: is 21, at most 20",
+        |chunk| chunk.start.as_mut().unwrap().sampling = None,
+        "chunks[0].start.sampling: is missing",
     );
 }
 
@@ -179,7 +204,12 @@ fn a_result_is_written_whole() {
         logprob: -0.5,
         top_logprobs: vec![(42, -0.5), (1, -1.5)],
     };
-    let result = StepResult { samples: vec![sample], timings };
+    let result = StepResult {
+        samples: vec![sample],
+        deferred: vec![SequenceId(5)],
+        failed: vec![(SequenceId(6), "why".to_owned())],
+        timings,
+    };
     let message = output(GroupEpoch(3), StepId(7), result);
     let top = |token_id, logprob| proto::TokenLogprob { token_id, logprob };
     let expected = proto::StepOutput {
@@ -192,6 +222,8 @@ fn a_result_is_written_whole() {
             logprob: -0.5,
             top_logprobs: vec![top(42, -0.5), top(1, -1.5)],
         }],
+        deferred_sequence_ids: vec![5],
+        failed: vec![proto::FailedSequence { sequence_id: 6, reason: "why".to_owned() }],
         timings: Some(proto::StepTimings {
             total: 1.0,
             attention: 2.0,

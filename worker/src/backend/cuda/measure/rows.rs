@@ -10,6 +10,7 @@ use switchyard_kernels::cuda::swiglu::swiglu;
 use switchyard_kernels::cuda::{Elem, Format, Tensor};
 use switchyard_kernels::hyper::HyperParams;
 use switchyard_kernels::quant::ACTIVATION_BLOCK;
+use switchyard_kernels::sampling::Adjustment;
 
 use super::{Bench, Work};
 
@@ -143,14 +144,17 @@ impl Bench<'_> {
                 choice: 0,
                 position: 3,
                 temperature,
+                min_p: 0.0,
+                top_k: 0,
                 top_p,
                 num_top_logprobs: 0,
                 wants_logprob: 0,
             };
             let params = vec![params; num_rows];
+            let adjustments = vec![Adjustment::default(); num_rows];
             self.time(name, moves(num_rows * vocab * 4), |_| {
                 // The wait is part of it: the host needs the tokens.
-                let _ = sample(gpu, &logits, &params);
+                let _ = sample(gpu, &logits, &params, &adjustments);
             });
         }
     }
