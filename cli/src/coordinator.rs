@@ -56,6 +56,23 @@ pub(crate) struct Args {
     #[arg(long, env = "SWITCHYARD_MAX_MODEL_LEN", value_name = "TOKENS")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_model_len: Option<u32>,
+    /// Whose API to keep to where the two differ [default: openai].
+    #[arg(long, env = "SWITCHYARD_COMPAT", value_enum)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    compat: Option<Compat>,
+}
+
+/// Whose API the coordinator keeps to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Compat {
+    /// What a field says is done, also while the model thinks; `n` up to 16.
+    #[default]
+    #[value(name = "openai")]
+    OpenAi,
+    /// As the official API: thinking fixes temperature and `top_p`, penalties have no effect, `n` is 1.
+    #[value(name = "deepseek")]
+    DeepSeek,
 }
 
 /// Arithmetic of a model.
@@ -111,6 +128,7 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
             })
             .collect(),
         bootstrap_key: typed.api_key.map(Secret::new),
+        compat: typed.compat.unwrap_or_default().into(),
         limits: Limits::default(),
         metrics: metric_definitions::install()?,
     })
@@ -145,6 +163,15 @@ impl From<Numerics> for switchyard_coordinator::options::Numerics {
         match numerics {
             Numerics::Exact => Self::Exact,
             Numerics::Official => Self::Official,
+        }
+    }
+}
+
+impl From<Compat> for switchyard_coordinator::chat::compat::Compat {
+    fn from(compat: Compat) -> Self {
+        match compat {
+            Compat::OpenAi => Self::OpenAi,
+            Compat::DeepSeek => Self::DeepSeek,
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::config::{Invalid, Problems};
-use crate::coordinator::{DEFAULT_GRPC, DEFAULT_HTTP, Numerics, model_options, with_hint};
+use crate::coordinator::{Compat, DEFAULT_GRPC, DEFAULT_HTTP, Numerics, model_options, with_hint};
 use crate::data_dir::DataDir;
 use crate::models::{self, ModelArg};
 use crate::shutdown::Signals;
@@ -67,6 +67,9 @@ pub(crate) struct Args {
     /// Arithmetic that the workers compute in.
     #[arg(long, env = "SWITCHYARD_NUMERICS", value_enum, default_value_t)]
     numerics: Numerics,
+    /// Whose API to keep to where the two differ.
+    #[arg(long, env = "SWITCHYARD_COMPAT", value_enum, default_value_t)]
+    compat: Compat,
     /// Where the workers compute: `cpu`; `cuda`, each worker on the next GPU; or `cuda:N`, all on one.
     #[arg(long, env = "SWITCHYARD_DEVICE", default_value = "cpu", value_name = "DEVICE")]
     device: Devices,
@@ -193,6 +196,7 @@ fn options(
         database_url: None,
         models: models.iter().map(|model| model_options(model, args.numerics)).collect(),
         bootstrap_key: key.map(Secret::new),
+        compat: args.compat.into(),
         limits: Limits::default(),
         metrics: metric_definitions::install()?,
     })

@@ -1,12 +1,14 @@
-//! The HTTP API: OpenAI's chat completions and models, metrics and health.
+//! The HTTP API: OpenAI's completions and models, vLLM's tokenizer routes, metrics and health.
 //!
-//! - [`chat_completions`], [`models`], [`health`]: the routes.
+//! - [`chat_completions`], [`completions`], [`tokenize`], [`models`], [`health`]: the routes.
 //! - [`body`]: a request's body, bounded in size and time.
 //! - [`sse`]: an answer as server-sent events.
 //! - [`observe`]: request id, span, counters and the access log, around every route.
 //! - [`error`]: each error's status, in one place.
 
 pub mod chat_completions;
+pub mod completions;
+pub mod tokenize;
 pub mod models;
 pub mod health;
 pub mod body;
@@ -52,12 +54,17 @@ pub struct Context {
     pub draining: CancellationToken,
 }
 
-/// All routes. Those under `/v1` need a key.
+/// All routes. Those of the API need a key.
 pub fn router(context: Context) -> Router {
     let api = Router::new()
         .route("/v1/chat/completions", post(chat_completions::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/tokenize", post(tokenize::tokenize))
+        .route("/v1/detokenize", post(tokenize::detokenize))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/v1/models/{*id}", get(tokenize::model_or_tokenizer))
         .route_layer(from_fn_with_state(context.clone(), authenticate));
     Router::new()
         .merge(api)

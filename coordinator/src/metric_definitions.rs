@@ -39,6 +39,8 @@ pub const GEN_AI_TIME_PER_OUTPUT_TOKEN: &str = "gen_ai_server_time_per_output_to
 pub const GEN_AI_OPERATION: &str = "gen_ai_operation_name";
 /// Value of [`GEN_AI_OPERATION`].
 pub const GEN_AI_OPERATION_CHAT: &str = "chat";
+/// Value of [`GEN_AI_OPERATION`].
+pub const GEN_AI_OPERATION_TEXT_COMPLETION: &str = "text_completion";
 /// Label: `gen_ai.provider.name`.
 pub const GEN_AI_PROVIDER: &str = "gen_ai_provider_name";
 /// Value of [`GEN_AI_PROVIDER`].

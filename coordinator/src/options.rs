@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::chat::compat::Compat;
 use crate::cluster::CacheOptions;
 
 /// File name of the SQLite database in the data folder.
@@ -26,6 +27,8 @@ pub struct Options {
     pub models: Vec<ModelOptions>,
     /// A key that is accepted from the start; only its hash is stored.
     pub bootstrap_key: Option<Secret>,
+    /// Whose API to keep to where OpenAI's and DeepSeek's differ.
+    pub compat: Compat,
     /// Bounds on what clients may ask for.
     pub limits: Limits,
     /// The process's metrics, from [`metric_definitions::install`](crate::metric_definitions::install).

@@ -123,7 +123,8 @@ impl Coordinator {
             let engine = groups.get(&ModelId::new(model.id()))?.clone();
             Some(Served { model, engine: Arc::new(engine) })
         });
-        let chat = Chat::new(served.collect(), options.limits.in_flight_requests_max);
+        let chat = Chat::new(served.collect(), options.limits.in_flight_requests_max)
+            .with_compat(options.compat);
         let context = http::Context {
             chat: Arc::new(chat),
             keys,

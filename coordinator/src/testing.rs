@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::KeyStore;
+use crate::chat::compat::Compat;
 use crate::chat::model::Model;
 use crate::chat::{Chat, Generate, Served};
 use crate::engine::request::{
@@ -235,8 +236,16 @@ pub(crate) fn complete(tokens: &[u32], reason: FinishReason) -> Vec<GenerateEven
 
 /// The test model over a new scripted engine.
 pub(crate) fn served() -> (Served, Arc<ScriptedEngine>) {
+    served_with_context(CONTEXT_LENGTH)
+}
+
+/// The test model with room for sequences of so many tokens.
+pub(crate) fn served_with_context(context_length: u32) -> (Served, Arc<ScriptedEngine>) {
+    let mut dir = ModelDir::new();
+    dir.config["max_position_embeddings"] = context_length.into();
     let engine = ScriptedEngine::new();
-    let model = Model::load(&ModelDir::new().options()).unwrap();
+    engine.set(|status| status.max_model_len = usize::try_from(context_length).unwrap());
+    let model = Model::load(&dir.options()).unwrap();
     (Served { model, engine: Arc::clone(&engine) as Arc<dyn Generate> }, engine)
 }
 
@@ -255,13 +264,19 @@ impl Fixture {
     }
 
     pub(crate) async fn with_limits(limits: Limits) -> Self {
+        Self::with(limits, Compat::default()).await
+    }
+
+    pub(crate) async fn with(limits: Limits, compat: Compat) -> Self {
         let data_dir = tempfile::tempdir().unwrap();
         let (served, engine) = served();
         let keys =
             KeyStore::open(&crate::options::default_database_url(data_dir.path())).await.unwrap();
         keys.insert_plaintext("test", KEY).await.unwrap();
         let context = http::Context {
-            chat: Arc::new(Chat::new(vec![served], limits.in_flight_requests_max)),
+            chat: Arc::new(
+                Chat::new(vec![served], limits.in_flight_requests_max).with_compat(compat),
+            ),
             keys,
             limits: Arc::new(limits),
             metrics: metrics(),

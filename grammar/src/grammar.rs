@@ -18,6 +18,9 @@ pub const DEPTH_MAX: usize = 64;
 /// Blanks that a JSON answer may have between its parts. Bounded, so that a model cannot go on with blanks for ever.
 const JSON_BLANKS: &str = r"[ \n\t]{1,32}";
 
+/// What a grammar of one rule begins with.
+const START: &str = "start: ";
+
 /// A grammar, not compiled yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grammar(String);
@@ -35,7 +38,7 @@ impl Grammar {
     /// when it is compiled.
     #[must_use]
     pub fn json_schema(schema: &Value) -> Self {
-        Self(format!("start: {}", json_term(schema)))
+        Self(format!("{START}{}", json_term(schema)))
     }
 
     /// Any JSON object.
@@ -47,15 +50,25 @@ impl Grammar {
     /// Text that matches a regular expression from end to end. No look-around, no back references.
     #[must_use]
     pub fn regex(regex: &str) -> Self {
-        Self(format!("start: {}", regex_literal(regex)))
+        Self(format!("{START}{}", regex_literal(regex)))
     }
 
-    /// What a model may say that has `tools`.
+    /// What a model may say that has `tools`: calls, or, unless they are required, an `answer` (any text if there is
+    /// none given).
     ///
     /// # Errors
-    /// [`Error::Refused`] for a parameter that DSML cannot name.
-    pub fn tool_calls(tools: &[Tool<'_>], tool_use: &ToolUse) -> Result<Self, Error> {
-        tools::grammar(tools, tool_use).map(Self)
+    /// [`Error::Refused`] for a parameter that DSML cannot name, and for an `answer` of more than one rule.
+    pub fn tool_calls(
+        tools: &[Tool<'_>],
+        tool_use: &ToolUse,
+        answer: Option<&Self>,
+    ) -> Result<Self, Error> {
+        tools::grammar(tools, tool_use, answer).map(Self)
+    }
+
+    /// The right side of the only rule, if there is only one.
+    fn term(&self) -> Option<&str> {
+        self.0.strip_prefix(START).filter(|term| !term.contains('\n'))
     }
 
     /// The text.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::Error;
-use crate::vocabulary::first_line;
+use crate::vocabulary::summary;
 
 /// A compiled grammar and the tokens it has seen.
 pub struct Matcher {
@@ -64,7 +64,7 @@ impl fmt::Debug for Matcher {
 }
 
 fn stuck(error: &impl ToString) -> Error {
-    Error::Stuck(first_line(error))
+    Error::Stuck(summary(error))
 }
 
 // === impl Mask ===

@@ -77,7 +77,7 @@ impl Vocabulary {
         grammar.check_size()?;
         let lark = TopLevelGrammar::from_lark(grammar.as_str().to_owned());
         let parser: Result<TokenParser, _> = self.factory.create_parser(lark);
-        let parser = parser.map_err(|error| Error::Refused(first_line(&error)))?;
+        let parser = parser.map_err(|error| Error::Refused(summary(&error)))?;
         Matcher::new(llguidance::Matcher::new(Ok(parser)), self.num_words)
     }
 
@@ -95,6 +95,13 @@ impl fmt::Debug for Vocabulary {
 }
 
 /// An error's own words, without the grammar that llguidance may quote below them.
-pub(crate) fn first_line(error: &impl ToString) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+pub(crate) fn summary(error: &impl ToString) -> String {
+    let text = error.to_string();
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    // An error in a regular expression: the expression, a mark below it, and then what is wrong.
+    match lines.find_map(|line| line.trim().strip_prefix("error: ")) {
+        Some(cause) => format!("{} {cause}", first.trim_end()),
+        None => first.to_owned(),
+    }
 }

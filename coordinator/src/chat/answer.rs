@@ -1,51 +1,69 @@
 //! An answer being generated: tokens of the engine become chunks of the protocol.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use async_stream::stream;
-use deepseek_recipe::openai::chat_completion::request::ChatCompletionRequest;
-use deepseek_recipe::openai::chat_completion::response::{
-    ChatCompletionChunk, ChatCompletionResponse,
-};
-use deepseek_recipe::request::{ConversationRequest, ProtocolRequest as _};
-use deepseek_recipe::response::{Accumulate as _, ProtocolResponse as _};
+use deepseek_recipe::request::ConversationRequest;
+use deepseek_recipe::response::ProtocolResponse as _;
 use deepseek_recipe::stream::{
     InferenceChunk, InferenceFinishReason, InferenceTokenLogprob, PromptUsage, StreamError,
     StreamProcessor,
 };
+use futures::stream::select_all;
 use futures::{Stream, StreamExt as _};
 use uuid::Uuid;
 
-use super::usage::Meter;
+use super::compat::Compat;
+use super::protocol::{Chunk, Place, Protocol};
+use super::usage::{Counted, Counts, Meter};
 use super::{Error, Served, internal};
 use crate::admission::Permit;
 use crate::engine::request::{
     FinishReason, GenerateError, GenerateEvent, GeneratedToken, Generation,
 };
 
-/// A chunk, or the error that ends the answer.
-type Item = Result<ChatCompletionChunk, Error>;
-
-/// Chunks of an answer. The last one carries `finish_reason` and usage, or is an error. Dropping it cancels the
-/// sequence.
-pub struct Answer {
+/// Chunks of an answer in the form of the protocol that it was asked for in. They end as the protocol has it, or with
+/// an error. Dropping it cancels the sequence.
+pub struct Answer<P: Protocol> {
     id: String,
     model: String,
-    include_usage: bool,
+    prompt_usage: PromptUsage,
+    usage_apart: bool,
     stream: bool,
     span: tracing::Span,
-    chunks: Pin<Box<dyn Stream<Item = Item> + Send>>,
+    chunks: Chunks<P>,
 }
+
+/// Chunks, and perhaps the error that ends the answer.
+type Chunks<P> = Pin<Box<dyn Stream<Item = Result<Chunk<P>, Error>> + Send>>;
 
 /// What an answer is made of.
 pub(super) struct Parts {
     pub(super) served: Arc<Served>,
     pub(super) conversation: ConversationRequest,
+    pub(super) compat: Compat,
     pub(super) prompt_usage: PromptUsage,
-    pub(super) generation: Generation,
+    /// In the order of their indices.
+    pub(super) choices: Vec<Choice>,
     pub(super) permit: Permit,
+}
+
+/// One of the texts that an answer consists of.
+pub(super) struct Choice {
+    pub(super) generation: Generation,
+    /// What goes before its text.
+    pub(super) echo: Option<String>,
+}
+
+/// What those who see an answer's choices tell [`chunks`].
+#[derive(Clone)]
+struct Ends {
+    failure: Arc<OnceLock<Failure>>,
+    counts: Counts,
+    meter: Arc<Meter>,
 }
 
 /// Why tokens stopped coming without a finish.
@@ -59,27 +77,44 @@ enum Failure {
 
 // === impl Answer ===
 
-impl Answer {
+impl<P: Protocol> Answer<P> {
     pub(super) fn new(parts: Parts, meter: Meter) -> Self {
-        let Parts { served, conversation, prompt_usage, generation, permit } = parts;
-        let id = format!("chatcmpl-{}", Uuid::new_v4().simple());
+        let Parts { served, conversation, compat, prompt_usage, choices, permit } = parts;
+        let id = format!("{}{}", P::ID_PREFIX, Uuid::new_v4().simple());
         let model = served.model.id().to_owned();
-        let include_usage = conversation.response_options.include_usage;
-        let stream = conversation.stream;
-        let generator =
-            ChatCompletionRequest::chunk_generator(&conversation, id.clone(), model.clone());
-        let processor = StreamProcessor::new(generator, conversation.parsing_options)
-            .with_tokenizer(Arc::clone(served.model.tokenizer()));
-        let ready = InferenceChunk::Ready {
-            system_fingerprint: Some(served.model.system_fingerprint().to_owned()),
-            prompt_usage,
+        let ends = Ends {
+            failure: Arc::default(),
+            counts: Counts::new(choices.len(), prompt_usage),
+            meter: Arc::new(meter),
         };
-        let failure = Arc::new(OnceLock::new());
-        let meter = Arc::new(meter);
-        let tokens = inference(ready, generation, Arc::clone(&failure), Arc::clone(&meter));
-        let processed = processor.into_protocol_stream(tokens);
-        let chunks = Box::pin(chunks(processed, failure, meter, permit));
-        Self { id, model, include_usage, stream, span: tracing::Span::current(), chunks }
+        let mut echoes = BTreeMap::new();
+        let choices = (0..).zip(choices).map(|(choice, Choice { generation, echo })| {
+            echoes.extend(echo.map(|echo| (choice, echo)));
+            let generator = P::chunk_generator(&conversation, id.clone(), model.clone());
+            let generator = Counted::new(generator, ends.counts.clone());
+            let ready = InferenceChunk::Ready {
+                system_fingerprint: Some(served.model.system_fingerprint().to_owned()),
+                prompt_usage,
+            };
+            StreamProcessor::new(generator, conversation.parsing_options.clone())
+                .with_tokenizer(Arc::clone(served.model.tokenizer()))
+                .into_protocol_stream(inference(ready, generation, choice, ends.clone()))
+                .map(move |chunk| (choice, chunk))
+                .boxed()
+        });
+        let choices = select_all(choices);
+        let span = tracing::Span::current();
+        span.record("gen_ai.response.id", id.as_str());
+        let include_usage = conversation.response_options.include_usage;
+        Self {
+            id,
+            model,
+            prompt_usage,
+            usage_apart: include_usage && compat == Compat::OpenAi,
+            stream: conversation.stream,
+            span,
+            chunks: Box::pin(chunks::<P>(choices, echoes, ends, permit)),
+        }
     }
 
     /// Id of the answer, as in each chunk.
@@ -94,10 +129,10 @@ impl Answer {
         &self.model
     }
 
-    /// Whether the client asked for `stream_options.include_usage`.
+    /// Whether the client wants usage in a chunk of its own.
     #[must_use]
-    pub fn include_usage(&self) -> bool {
-        self.include_usage
+    pub fn has_usage_apart(&self) -> bool {
+        self.usage_apart
     }
 
     /// Whether the client asked for a stream.
@@ -110,29 +145,35 @@ impl Answer {
     ///
     /// # Errors
     /// The error that ended the answer; what was generated before is dropped.
-    pub async fn collect(mut self) -> Result<ChatCompletionResponse, Error> {
-        let mut response =
-            ChatCompletionResponse::new(self.id.clone(), self.model.clone(), 0, 0, 0);
+    pub async fn collect(mut self) -> Result<P::Response, Error> {
+        let PromptUsage { prompt_tokens, prompt_cache_hit_tokens } = self.prompt_usage;
+        // The chunks bring the time.
+        let created = 0;
+        let mut response = P::Response::new(
+            self.id.clone(),
+            self.model.clone(),
+            created,
+            prompt_tokens,
+            prompt_cache_hit_tokens,
+        );
         while let Some(chunk) = self.next().await {
-            let chunk = chunk?;
-            response.created = chunk.created;
-            response.accumulate(chunk);
+            P::accumulate(&mut response, chunk?);
         }
         Ok(response)
     }
 }
 
-impl Stream for Answer {
-    type Item = Item;
+impl<P: Protocol> Stream for Answer<P> {
+    type Item = Result<Chunk<P>, Error>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let _entered = this.span.enter();
         this.chunks.as_mut().poll_next(cx)
     }
 }
 
-impl std::fmt::Debug for Answer {
+impl<P: Protocol> std::fmt::Debug for Answer<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Answer")
             .field("id", &self.id)
@@ -141,27 +182,35 @@ impl std::fmt::Debug for Answer {
     }
 }
 
-/// Ends the processor's chunks where the engine failed. Holds `permit` as long as the answer lives.
+/// Gives each choice's chunks their place, and ends all of them where the engine failed one. Holds `permit` as long as
+/// the answer lives.
 ///
 /// The processor cannot carry an engine's failure: it would turn it into a finish. So the failure is left aside by
 /// [`inference`] and looked at before each chunk goes out.
-fn chunks(
-    processed: impl Stream<Item = Result<ChatCompletionChunk, StreamError>> + Send,
-    failure: Arc<OnceLock<Failure>>,
-    meter: Arc<Meter>,
+fn chunks<P: Protocol>(
+    mut choices: impl Stream<Item = (u32, Result<Chunk<P>, StreamError>)> + Send + Unpin,
+    mut echoes: BTreeMap<u32, String>,
+    Ends { failure, counts, meter }: Ends,
     permit: Permit,
-) -> impl Stream<Item = Item> + Send {
+) -> impl Stream<Item = Result<Chunk<P>, Error>> + Send {
     stream! {
         let _permit = permit;
-        let mut processed = std::pin::pin!(processed);
-        while let Some(next) = processed.next().await {
+        let mut is_finished = false;
+        while let Some((choice, next)) = choices.next().await {
             let next = match failure.get() {
                 Some(failure) => Err(failure.error()),
                 None => next.map_err(internal("parsing the answer")),
             };
             match next {
-                Ok(chunk) => {
-                    meter.chunk(&chunk);
+                Ok(mut chunk) => {
+                    // Before the chunk goes out: after the last one a client need not ask for more.
+                    let finished = counts.finished();
+                    let (last, echo) = (finished.is_some(), echoes.remove(&choice));
+                    P::place(&mut chunk, Place { choice, last, echo: echo.as_deref() });
+                    if let Some(finished) = finished.filter(|_| !is_finished) {
+                        is_finished = true;
+                        meter.finished(&finished);
+                    }
                     yield Ok(chunk);
                 }
                 Err(error) => {
@@ -174,19 +223,19 @@ fn chunks(
     }
 }
 
-/// The engine's events in the processor's terms. Ends without a finish only after a failure was left in `failure`.
+/// The engine's events in the processor's terms. Ends without a finish only after a failure was left in `ends`.
 fn inference(
     ready: InferenceChunk,
     mut generation: Generation,
-    failure: Arc<OnceLock<Failure>>,
-    meter: Arc<Meter>,
+    choice: u32,
+    ends: Ends,
 ) -> impl Stream<Item = InferenceChunk> + Send {
     stream! {
         yield ready;
         loop {
             match generation.next().await {
                 Some(GenerateEvent::Token(token)) => {
-                    meter.token();
+                    ends.meter.token(choice);
                     yield tokens(token);
                 }
                 Some(GenerateEvent::Finished(reason)) => {
@@ -198,12 +247,12 @@ fn inference(
                     break;
                 }
                 Some(GenerateEvent::Failed(error)) => {
-                    // Set once: this is the only place, and the loop ends.
-                    let _ = failure.set(Failure::Generate(error));
+                    // The first failure of any choice is the answer's.
+                    let _ = ends.failure.set(Failure::Generate(error));
                     break;
                 }
                 None => {
-                    let _ = failure.set(Failure::Lost);
+                    let _ = ends.failure.set(Failure::Lost);
                     break;
                 }
             }

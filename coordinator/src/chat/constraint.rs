@@ -1,12 +1,28 @@
 //! What an answer must look like, as a grammar: from `response_format`, strict tools and a forced tool choice.
+//!
+//! The grammar is compiled here once, with the bounds that the workers have, so that what cannot be enforced is refused
+//! before it is queued. A model that thinks first does so freely: the grammar holds after `</think>`, and until then
+//! the answer can neither end nor call a tool.
 
 use std::sync::Arc;
 
-use deepseek_recipe::request::ConversationRequest;
+use deepseek_recipe::request::{ConversationRequest, OutputConstraint};
+use deepseek_recipe::stream::ThinkingInitialStage;
+use deepseek_recipe_core::conversation::ResponseFormat;
+use deepseek_recipe_core::special_tokens::SpecialToken;
+use deepseek_recipe_core::tools::{ToolChoice, ToolDefinition};
+use switchyard_grammar::{self as grammar, Grammar, ParallelCalls, Tool, ToolUse};
 
 use super::Error;
+use super::invalid::Invalid;
 use super::model::Model;
 use crate::engine::request::Constraint;
+
+#[cfg(test)]
+mod tests;
+
+const RESPONSE_FORMAT: &str = "response_format";
+const TOOLS: &str = "tools";
 
 /// What a request asks of its answer beyond what its conversation says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,10 +36,79 @@ pub(super) struct Rules {
 }
 
 /// The grammar of the answer to `request`, or `None` when it is free.
+///
+/// # Errors
+/// [`Error::Invalid`] when it cannot be enforced.
 pub(super) fn constraint(
-    _model: &Model,
-    _request: &ConversationRequest,
-    _rules: &Rules,
+    model: &Model,
+    request: &ConversationRequest,
+    rules: &Rules,
 ) -> Result<Option<Arc<Constraint>>, Error> {
-    Ok(None)
+    let (grammar, param) = match answer_grammar(model, request, rules)? {
+        Some(found) => found,
+        None => return Ok(None),
+    };
+    let vocabulary = model.vocabulary().map_err(super::internal("preparing structured output"))?;
+    vocabulary.compile(&grammar).map_err(|error| refused(param, &error))?;
+    let stage = request.parsing_options.thinking_initial_stage;
+    let thinks = stage.is_some_and(|stage: ThinkingInitialStage| stage.starts_in_reasoning());
+    let special = |token| model.special_token_id(token);
+    let constraint = Constraint {
+        grammar,
+        after: thinks.then(|| special(SpecialToken::ThinkingEnd)),
+        forbidden_before: vec![special(SpecialToken::Eos), special(SpecialToken::Dsml)],
+    };
+    Ok(Some(Arc::new(constraint)))
+}
+
+/// The grammar and the field that asks for it.
+fn answer_grammar(
+    model: &Model,
+    request: &ConversationRequest,
+    rules: &Rules,
+) -> Result<Option<(Grammar, &'static str)>, Error> {
+    let conversation = &request.conversation;
+    let answer = match (&rules.grammar, &request.inference_options.output_constraint) {
+        (Some(lark), _) => Some(Grammar::lark(lark.clone())),
+        // The schema of a strict format, normalised.
+        (None, Some(OutputConstraint::Json { schema: Some(schema) })) => {
+            Some(Grammar::json_schema(schema))
+        }
+        (None, _) => match &conversation.response_format {
+            ResponseFormat::Text => None,
+            ResponseFormat::JsonObject => Some(Grammar::json_object()),
+            ResponseFormat::JsonSchema(schema) => Some(Grammar::json_schema(schema)),
+            ResponseFormat::Regex(regex) => Some(Grammar::regex(regex)),
+        },
+    };
+    if conversation.tools.is_empty() || conversation.tool_choice == ToolChoice::None {
+        return Ok(answer.map(|grammar| (grammar, RESPONSE_FORMAT)));
+    }
+    let is_opened = request.parsing_options.starts_in_tool_calls;
+    let tool_use = ToolUse {
+        dsml: model.special_token_id(SpecialToken::Dsml),
+        is_required: rules.tool_required || conversation.tool_choice == ToolChoice::Required,
+        is_opened,
+        parallel_calls: match rules.single_tool_call {
+            true => ParallelCalls::Forbidden,
+            false => ParallelCalls::Allowed,
+        },
+    };
+    let is_strict = conversation.tools.iter().any(|tool| tool.strict == Some(true));
+    let is_free = !is_strict && !tool_use.is_required && !rules.single_tool_call;
+    if is_free && answer.is_none() {
+        return Ok(None);
+    }
+    let tools: Vec<_> = conversation.tools.iter().map(tool).collect();
+    let grammar = Grammar::tool_calls(&tools, &tool_use, answer.as_ref());
+    let param = if answer.is_some() { RESPONSE_FORMAT } else { TOOLS };
+    Ok(Some((grammar.map_err(|error| refused(param, &error))?, param)))
+}
+
+fn tool(tool: &ToolDefinition) -> Tool<'_> {
+    Tool { name: &tool.name, parameters: &tool.parameters, is_strict: tool.strict == Some(true) }
+}
+
+fn refused(param: &'static str, error: &grammar::Error) -> Error {
+    Invalid::unsupported(param, &format!("cannot be enforced: {error}")).into()
 }

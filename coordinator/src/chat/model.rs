@@ -1,9 +1,10 @@
 //! A served model's files: configuration, tokenizer, defaults. All checked against each other before anything starts.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
+use bytes::Bytes;
 use deepseek_recipe_core::conversation::Conversation;
 use deepseek_recipe_core::special_tokens::SpecialToken;
 use deepseek_recipe_encoding::dsv4::DeepseekV4Encoding;
@@ -12,10 +13,16 @@ use deepseek_recipe_encoding::{
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use switchyard_moe::config::{self, ModelConfig};
+use switchyard_grammar::Vocabulary;
+use switchyard_moe::config::ModelConfig;
 use tokenizers::Tokenizer;
 
+use super::invalid::{Invalid, InvalidCode};
 use crate::options::{ModelOptions, Numerics};
+
+mod error;
+
+pub use error::{Error, Mismatch};
 
 #[cfg(test)]
 mod tests;
@@ -46,95 +53,13 @@ pub struct Model {
     numerics: Numerics,
     system_fingerprint: String,
     tokenizer: Arc<Tokenizer>,
+    tokenizer_json: Bytes,
     prompt_tokenizer: PromptTokenizer,
+    /// Made when a constrained answer is first asked for.
+    vocabulary: OnceLock<Result<Vocabulary, switchyard_grammar::Error>>,
     /// Most bytes of text that one token stands for.
     token_bytes_max: usize,
     encoding: DeepseekV4Encoding,
-}
-
-/// Why a model's files cannot be served. Each message names the file.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file cannot be read.
-    #[error("cannot read {}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// `config.json` is no V4 configuration.
-    #[error("{} cannot be served", .path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: config::Error,
-    },
-    /// `tokenizer.json` or `generation_config.json` has another form.
-    #[error("{} cannot be parsed", .path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The tokenizer belongs to another model.
-    #[error("{} does not fit {CONFIG_FILE} beside it: {mismatch}", .path.display())]
-    Tokenizer {
-        /// The file.
-        path: PathBuf,
-        /// What differs.
-        mismatch: Mismatch,
-    },
-    /// The limit asked for is not within the model's.
-    #[error(
-        "model {model}: max_model_len {asked} is not within 2..={limit}, the limit of its {CONFIG_FILE}"
-    )]
-    MaxModelLen {
-        /// The model.
-        model: String,
-        /// As asked for.
-        asked: u32,
-        /// The model's own.
-        limit: u32,
-    },
-}
-
-/// How a tokenizer and a configuration contradict each other.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Mismatch {
-    /// The model has no embedding for a token.
-    #[error("token {token:?} has id {id}, but vocab_size is {vocab_size}")]
-    OutOfVocabulary {
-        /// The token with the highest id.
-        token: String,
-        /// Its id.
-        id: u32,
-        /// Rows of the model's embedding.
-        vocab_size: usize,
-    },
-    /// The prompt template writes a token that the tokenizer does not have.
-    #[error("the special token {0:?} is missing from its added_tokens")]
-    MissingSpecial(&'static str),
-    /// A special token has another id than the model was trained with.
-    #[error("{token:?} has id {id}, but {field} is {expected}")]
-    SpecialId {
-        /// The token.
-        token: &'static str,
-        /// Its id in the tokenizer.
-        id: u32,
-        /// The field of the configuration.
-        field: &'static str,
-        /// Its value.
-        expected: u32,
-    },
-    /// Text would be lost between the client and the model.
-    #[error("{0:?} does not survive encoding and decoding")]
-    Lossy(char),
 }
 
 /// The part of `generation_config.json` that we read. The rest belongs to other programs.
@@ -180,8 +105,10 @@ impl Model {
             config,
             token_bytes_max: token_bytes_max(&tokenizer),
             tokenizer: Arc::new(tokenizer),
+            tokenizer_json: tokenizer_bytes.into(),
             encoding: DeepseekV4Encoding::new(),
             prompt_tokenizer,
+            vocabulary: OnceLock::new(),
         })
     }
 
@@ -239,6 +166,29 @@ impl Model {
         &self.tokenizer
     }
 
+    /// Its `tokenizer.json`, as it was read at the start.
+    #[must_use]
+    pub fn tokenizer_json(&self) -> &Bytes {
+        &self.tokenizer_json
+    }
+
+    /// Its tokens as grammars see them.
+    ///
+    /// # Errors
+    /// When the tokenizer is of another kind than the family's, which stays so.
+    pub fn vocabulary(&self) -> Result<&Vocabulary, switchyard_grammar::Error> {
+        let new = || {
+            Vocabulary::new(&self.tokenizer_json, self.config.vocab_size, self.config.eos_token_id)
+        };
+        self.vocabulary.get_or_init(new).as_ref().map_err(Clone::clone)
+    }
+
+    /// The id of a special token. Those of the family were found when the model was loaded.
+    #[must_use]
+    pub fn special_token_id(&self, token: SpecialToken) -> u32 {
+        self.tokenizer.token_to_id(token.default_str()).unwrap_or(u32::MAX)
+    }
+
     /// The text of a conversation, with its special tokens marked.
     #[must_use]
     pub fn render(&self, conversation: &Conversation) -> RenderedPrompt {
@@ -261,12 +211,40 @@ impl Model {
             .map_err(super::internal("encoding the prompt"))
     }
 
-    /// Token ids of plain text, in which special tokens are not recognised.
+    /// Plain text, in which special tokens are not recognised, as a prompt; behind the token that begins a sequence when
+    /// `begin`.
+    #[must_use]
+    pub fn render_text(&self, text: &str, begin: bool) -> RenderedPrompt {
+        let bos = if begin { SpecialToken::Bos.default_str() } else { "" };
+        RenderedPrompt {
+            prompt: format!("{bos}{text}"),
+            special_ranges: begin.then_some(0..bos.len()).into_iter().collect(),
+            image_sources: Vec::new(),
+        }
+    }
+
+    /// The text of token ids, special tokens spelled out.
     ///
     /// # Errors
-    /// As [`Self::encode`].
-    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, super::Error> {
-        self.prompt_tokenizer.encode_ids(text, &[]).map_err(super::internal("encoding text"))
+    /// [`super::Error::Internal`]: the ids were checked to be below the vocabulary size.
+    pub fn decode(&self, token_ids: &[u32]) -> Result<String, super::Error> {
+        self.tokenizer.decode(token_ids, false).map_err(super::internal("decoding tokens"))
+    }
+
+    /// Checks that the model has these tokens, which the field `param` holds.
+    ///
+    /// # Errors
+    /// [`Invalid`], with the first that it does not have.
+    pub fn check_tokens(&self, param: &str, token_ids: &[u32]) -> Result<(), Invalid> {
+        let vocab_size = self.config.vocab_size;
+        let beyond = |id: &&u32| usize::try_from(**id).map_or(true, |id| id >= vocab_size);
+        match token_ids.iter().find(beyond) {
+            None => Ok(()),
+            Some(id) => {
+                let what = format!("has token {id}, but the model has {vocab_size} tokens");
+                Err(Invalid::new(InvalidCode::Value, param, &what))
+            }
+        }
     }
 }
 

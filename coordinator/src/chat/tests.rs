@@ -1,5 +1,10 @@
+mod parsing;
+
+use deepseek_recipe::anthropic::MessagesRequest;
+use deepseek_recipe::openai::responses::request::ResponsesRequest;
 use serde_json::json;
 
+use super::request::ChatRequest;
 use super::*;
 use crate::testing;
 
@@ -41,16 +46,85 @@ async fn default_max_tokens_depend_on_thinking_and_are_cut_to_the_context() {
         (vec![], 1000, 994),
         (vec![("max_tokens", json!(500_000))], 1_000_000, 500_000),
     ] {
-        let mut dir = testing::ModelDir::new();
-        dir.config["max_position_embeddings"] = context.into();
-        let engine = testing::ScriptedEngine::new();
-        engine.set(|status| status.max_model_len = context);
-        let served = Served {
-            model: Model::load(&dir.options()).unwrap(),
-            engine: Arc::clone(&engine) as Arc<dyn Generate>,
-        };
+        let (served, engine) = testing::served_with_context(context);
         engine.answer(&[]);
         Chat::new(vec![served], 1).start(request(&fields)).await.unwrap();
         assert_eq!(engine.take_requests()[0].max_tokens, expect, "{fields:?}");
+    }
+}
+
+/// Starts the same request in a protocol, and returns the id of its answer, its stream and the whole.
+async fn in_protocol<P>(body: &str) -> (String, String, serde_json::Value)
+where
+    P: Protocol + serde::de::DeserializeOwned,
+{
+    let (served, engine) = testing::served();
+    let chat = Chat::new(vec![served], 2);
+    let start = async || {
+        engine.answer(
+            &[&testing::ids("hm")[..], &[testing::END_THINK], &testing::ids("yes")].concat(),
+        );
+        chat.start(Request::<P>::new(serde_json::from_str(body).unwrap())).await.unwrap()
+    };
+    let answer = start().await;
+    let id = answer.id().to_owned();
+    let events = crate::http::sse::response::<P, crate::http::error::OpenAi>(answer).into_body();
+    let events = axum::body::to_bytes(events, usize::MAX).await.unwrap();
+    let whole = serde_json::to_value(start().await.collect().await.unwrap()).unwrap();
+    (id, String::from_utf8(events.to_vec()).unwrap(), whole)
+}
+
+#[tokio::test]
+async fn answers_take_the_form_of_their_protocol() {
+    let messages = r#"{ "model": "tiny", "max_tokens": 9, "thinking": { "type": "enabled", "budget_tokens": 5 },
+        "messages": [{ "role": "user", "content": "hi" }] }"#;
+    let (id, events, whole) = in_protocol::<MessagesRequest>(messages).await;
+    assert!(id.starts_with("msg_"), "{id}");
+    assert!(events.starts_with("event: message_start\ndata: {"), "{events}");
+    assert!(events.trim_end().ends_with("data: {\"type\":\"message_stop\"}"), "{events}");
+    assert_eq!(whole["content"][0]["thinking"], "hm");
+    assert_eq!(whole["content"][1]["text"], "yes");
+    assert_eq!(whole["usage"]["output_tokens"], 6);
+    assert!(whole["usage"]["input_tokens"].as_u64().unwrap() > 5);
+
+    let responses = r#"{ "model": "tiny", "input": "hi", "reasoning": { "effort": "high" } }"#;
+    let (id, events, whole) = in_protocol::<ResponsesRequest>(responses).await;
+    assert!(id.starts_with("resp_"), "{id}");
+    assert!(events.starts_with("event: response.created\ndata: {"), "{events}");
+    assert!(events.contains("event: response.completed\n"), "{events}");
+    assert!(!events.contains("[DONE]"), "{events}");
+    assert_eq!(whole["status"], "completed");
+    assert_eq!(whole["output"][1]["content"][0]["text"], "yes");
+    assert_eq!(whole["usage"]["output_tokens_details"]["reasoning_tokens"], 2);
+}
+
+#[tokio::test]
+async fn a_forced_tool_call_is_a_rule_while_thinking_and_a_prompt_otherwise() {
+    let tool = |name: &str| json!({ "type": "function", "function": { "name": name } });
+    let named = json!({ "type": "function", "function": { "name": "b" } });
+    for (thinking, choice, names, rule) in [
+        ("enabled", json!("required"), &["a", "b"][..], true),
+        ("enabled", named.clone(), &["b"], true),
+        ("enabled", json!("auto"), &["a", "b"], false),
+        ("disabled", json!("required"), &["a", "b"], false),
+        ("disabled", named, &["b"], false),
+    ] {
+        let (served, _) = testing::served_with_context(10_000);
+        let request = request(&[
+            ("tools", json!([tool("a"), tool("b")])),
+            ("tool_choice", choice.clone()),
+            ("thinking", json!({ "type": thinking })),
+        ]);
+        let prepared = Chat::new(Vec::new(), 1).prepare(&Arc::new(served), request).await.unwrap();
+        let tools = &prepared.conversation.conversation.tools;
+        assert!(tools.iter().map(|tool| tool.name.as_str()).eq(names.iter().copied()), "{choice}");
+        assert_eq!(prepared.extras.rules.tool_required, rule, "{choice}");
+        // What is left out keeps the family's defaults.
+        let sampling = prepared.extras.sampling(&prepared.conversation.inference_options);
+        let top_p = if thinking == "enabled" { 0.95 } else { 1.0 };
+        assert_eq!((sampling.temperature, sampling.top_p), (1.0, top_p));
+        let parsing = &prepared.conversation.parsing_options;
+        assert!(parsing.parse_tool_calls);
+        assert_eq!(parsing.starts_in_tool_calls, thinking == "disabled", "{choice}");
     }
 }

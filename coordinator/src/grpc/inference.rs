@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use super::{Error, request, response};
 use crate::auth::KeyStore;
-use crate::chat::request::{Invalid, InvalidCode};
+use crate::chat::invalid::{Invalid, InvalidCode};
 use crate::chat::{self, Chat, Served};
 use crate::http::bearer;
 use crate::http::observe::{REQUEST_ID, request_id, request_span};
@@ -90,7 +90,7 @@ impl Inference {
     async fn tokenize_input(&self, request: TokenizeRequest) -> Result<TokenizeResponse, Error> {
         let token_ids = match request.input {
             Some(tokenize_request::Input::Text(text)) => {
-                self.chat.tokenize_text(&request.model, text).await?
+                self.chat.tokenize_text(&request.model, text, false).await?
             }
             Some(tokenize_request::Input::Chat(mut chat)) => {
                 if chat.model.is_empty() {

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 use switchyard_proto::inference::{self as pb, Message, Tool, ToolCall};
 
-use crate::chat::request::{ChatRequest, Invalid, InvalidCode};
+use crate::chat::invalid::{Invalid, InvalidCode};
+use crate::chat::request::ChatRequest;
 
 /// Converts and checks a message, as the HTTP API checks a body.
 ///

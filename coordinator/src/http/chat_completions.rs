@@ -1,11 +1,17 @@
 //! `POST /v1/chat/completions`.
+//!
+//! Usage follows what the client expects: with `stream_options.include_usage`, OpenAI's form (every chunk has
+//! `"usage": null`, and one more chunk with `"choices": []` carries it, so that clients which add up chunks count it
+//! once); without, and always in compatibility with DeepSeek, its form (the last chunk with `finish_reason` carries it).
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
+use deepseek_recipe::openai::chat_completion::request::ChatCompletionRequest;
 
+use super::error::OpenAi;
 use super::{Context, Error, body, sse};
 use crate::chat;
 use crate::chat::request::ChatRequest;
@@ -22,7 +28,7 @@ pub async fn create(
     request.record_on_span();
     let answer = context.chat.start(request).await?;
     if answer.is_stream() {
-        Ok(sse::response(answer))
+        Ok(sse::response::<ChatCompletionRequest, OpenAi>(sse::chunks(answer)))
     } else {
         Ok(Json(answer.collect().await?).into_response())
     }

@@ -1,4 +1,4 @@
-//! Errors of the HTTP API in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+//! Errors of the HTTP API: each one's status in one place, and the form of it that a protocol wants.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use axum::Json;
 use axum::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::chat::usage::Chain;
 use crate::engine::request::{GenerateError, SubmitError};
@@ -72,34 +72,63 @@ pub enum Error {
     Panicked,
 }
 
-/// The body of an error response, and of an error event in a stream.
-#[derive(Debug, Serialize)]
-pub struct ErrorBody {
-    error: ErrorObject,
+/// What a client is told of an error. Its [`Dialect`] decides in which words.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Status of the response.
+    pub status: StatusCode,
+    /// Kind of error, as OpenAI's `type`.
+    pub kind: &'static str,
+    /// What went wrong, as OpenAI's `code`.
+    pub code: &'static str,
+    /// The field that is wrong.
+    pub param: Option<String>,
+    /// For the reader.
+    pub message: String,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
 }
 
-#[derive(Debug, Serialize)]
-struct ErrorObject {
-    message: String,
-    r#type: &'static str,
-    param: Option<String>,
-    code: &'static str,
+/// The form in which a protocol states errors.
+pub trait Dialect: 'static {
+    /// The body of an error response.
+    fn body(report: &Report) -> Value;
+
+    /// The event that ends a stream with an error: its name, if the protocol names events, and its data.
+    fn event(report: &Report) -> (Option<&'static str>, Value);
 }
+
+/// `{"error": {"message", "type", "param", "code"}}`, in responses and in events.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenAi;
 
 /// How an error is answered.
 struct Answer {
     status: StatusCode,
-    r#type: &'static str,
+    kind: &'static str,
     code: &'static str,
     param: Option<String>,
     retry_after: Option<Duration>,
 }
 
+// === impl OpenAi ===
+
+impl Dialect for OpenAi {
+    fn body(report: &Report) -> Value {
+        let Report { kind, code, param, message, .. } = report;
+        json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
+    }
+
+    fn event(report: &Report) -> (Option<&'static str>, Value) {
+        (None, Self::body(report))
+    }
+}
+
 // === impl Answer ===
 
 impl Answer {
-    fn new(status: StatusCode, r#type: &'static str, code: &'static str) -> Self {
-        Self { status, r#type, code, param: None, retry_after: None }
+    fn new(status: StatusCode, kind: &'static str, code: &'static str) -> Self {
+        Self { status, kind, code, param: None, retry_after: None }
     }
 
     fn invalid(status: StatusCode, code: &'static str) -> Self {
@@ -147,17 +176,45 @@ impl Error {
         }
     }
 
-    /// The error as a body, for a stream that has begun.
+    /// What the client is told.
     #[must_use]
-    pub fn body(&self) -> ErrorBody {
-        let Answer { status, r#type, code, param, .. } = self.answer();
+    pub fn report(&self) -> Report {
+        let Answer { status, kind, code, param, retry_after } = self.answer();
         // What went wrong inside is for the log, not for the client.
         let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
             "internal error; the server's log has the cause under this request id".to_owned()
         } else {
             self.to_string()
         };
-        ErrorBody { error: ErrorObject { message, r#type, param, code } }
+        Report { status, kind, code, param, message, retry_after }
+    }
+
+    /// The error as a response of another dialect than [`OpenAi`], whose form [`IntoResponse`] gives it.
+    #[must_use]
+    pub fn respond<D: Dialect>(&self) -> Response {
+        let report = self.report();
+        let Report { status, code, param, .. } = &report;
+        if *status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(error.type = code, error = %Chain(self), "request failed");
+        } else {
+            // Not the message: it may quote the request.
+            tracing::debug!(error.type = code, error.param = param, "request refused");
+        }
+        let mut response = (*status, Json(D::body(&report))).into_response();
+        let headers = response.headers_mut();
+        if let Some(retry_after) = report.retry_after {
+            let seconds = retry_after.as_secs().max(1);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if *status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self, Self::BodyTooLarge { unread: true, .. } | Self::BodyTimeout { .. }) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        // So that a layer around routes of another dialect can state errors of the layers below it, too.
+        response.extensions_mut().insert(report);
+        response
     }
 }
 
@@ -165,7 +222,7 @@ fn chat_answer(error: &chat::Error) -> Answer {
     use chat::Error as Chat;
     let code = error.code();
     let context_length =
-        || Answer::invalid(StatusCode::BAD_REQUEST, code).param("messages".to_owned());
+        |param: &str| Answer::invalid(StatusCode::BAD_REQUEST, code).param(param.to_owned());
     let overloaded = || Answer::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code);
     let unavailable = || Answer::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code);
     match error {
@@ -175,7 +232,8 @@ fn chat_answer(error: &chat::Error) -> Answer {
         Chat::UnknownModel { .. } => {
             Answer::invalid(StatusCode::NOT_FOUND, code).param("model".to_owned())
         }
-        Chat::ContextLength { .. } | Chat::Submit(SubmitError::TooLong { .. }) => context_length(),
+        Chat::ContextLength { param, .. } => context_length(param),
+        Chat::Submit(SubmitError::TooLong { .. }) => context_length("messages"),
         Chat::Busy { .. } => overloaded().retry_after(RETRY_AFTER_DEFAULT),
         Chat::Submit(SubmitError::QueueFull { retry_after, .. }) => {
             overloaded().retry_after(*retry_after)
@@ -195,25 +253,6 @@ fn chat_answer(error: &chat::Error) -> Answer {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let Answer { status, code, retry_after, param, .. } = self.answer();
-        if status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(error.type = code, error = %Chain(&self), "request failed");
-        } else {
-            // Not the message: it may quote the request.
-            tracing::debug!(error.type = code, error.param = param, "request refused");
-        }
-        let mut response = (status, Json(self.body())).into_response();
-        let headers = response.headers_mut();
-        if let Some(retry_after) = retry_after {
-            let seconds = retry_after.as_secs().max(1);
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if status == StatusCode::UNAUTHORIZED {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        if matches!(self, Self::BodyTooLarge { unread: true, .. } | Self::BodyTimeout { .. }) {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
+        self.respond::<OpenAi>()
     }
 }

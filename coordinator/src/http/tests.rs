@@ -1,5 +1,9 @@
 mod chat;
+mod choices;
+mod completions;
+mod parameters;
 mod refusals;
+mod tokenize;
 
 use std::time::Duration;
 
@@ -67,13 +71,21 @@ impl Fixture {
         self.send(request.body(Body::empty()).unwrap()).await
     }
 
+    async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(post_to(path, body.to_string())).await
+    }
+
     async fn chat(&self, fields: &Value) -> Answer {
         self.send(chat_request(fields)).await
     }
 }
 
 fn post(body: impl Into<Body>) -> Request<Body> {
-    Request::post("/v1/chat/completions")
+    post_to("/v1/chat/completions", body)
+}
+
+fn post_to(path: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::post(path)
         .header("authorization", format!("Bearer {KEY}"))
         .header("content-type", "application/json")
         .body(body.into())

@@ -2,6 +2,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::chat::compat::Compat;
 use crate::options::{Limits, Secret};
 use crate::testing::{self, KEY, ModelDir};
 
@@ -23,6 +24,7 @@ impl Setup {
             database_url: None,
             models: vec![self.model.options()],
             bootstrap_key: Some(Secret::new(KEY)),
+            compat: Compat::default(),
             limits: Limits::default(),
             metrics: testing::metrics(),
         }

@@ -99,7 +99,7 @@ fn weather_tools(is_strict: bool, tool_use: ToolUse) -> Grammar {
         Tool { name: "weather", parameters: &parameters, is_strict },
         Tool { name: "now", parameters: &other, is_strict },
     ];
-    Grammar::tool_calls(&tools, &tool_use).unwrap()
+    Grammar::tool_calls(&tools, &tool_use, None).unwrap()
 }
 
 #[test]
@@ -171,10 +171,24 @@ fn a_single_call_and_an_opened_block() {
 }
 
 #[test]
+fn an_answer_of_a_format_or_calls() {
+    let parameters = json!({ "type": "object" });
+    let tools = [Tool { name: "weather", parameters: &parameters, is_strict: false }];
+    let tool_use = ToolUse { is_required: false, ..REQUIRED };
+    let answer = Grammar::json_object();
+    let grammar = Grammar::tool_calls(&tools, &tool_use, Some(&answer)).unwrap();
+    assert!(takes(&grammar, "{\"a\": 1}") && takes(&grammar, &block(&call(&[]))));
+    assert!(!takes(&grammar, "Hello") && !takes(&grammar, &format!("{{}}{}", block(&call(&[])))));
+    let own = Grammar::lark("start: a\na: \"b\"");
+    let error = Grammar::tool_calls(&tools, &tool_use, Some(&own)).unwrap_err();
+    assert!(error.to_string().contains("combined with tools"), "{error}");
+}
+
+#[test]
 fn a_parameter_that_dsml_cannot_name_is_refused() {
     let parameters = json!({ "type": "object", "properties": { "two words": {} } });
     let tools = [Tool { name: "f", parameters: &parameters, is_strict: true }];
-    let error = Grammar::tool_calls(&tools, &REQUIRED).unwrap_err();
+    let error = Grammar::tool_calls(&tools, &REQUIRED, None).unwrap_err();
     assert!(error.to_string().contains("\"two words\""), "{error}");
 }
 

@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-use super::{json_term, text_literal};
+use super::{Grammar, json_term, text_literal};
 use crate::Error;
 
 /// A tool that may be called.
@@ -60,14 +60,25 @@ struct Writer {
     num_parameters: usize,
 }
 
-pub(super) fn grammar(tools: &[Tool<'_>], tool_use: &ToolUse) -> Result<String, Error> {
+pub(super) fn grammar(
+    tools: &[Tool<'_>],
+    tool_use: &ToolUse,
+    answer: Option<&Grammar>,
+) -> Result<String, Error> {
     let mut writer = Writer { dsml: tool_use.dsml, text: String::new(), num_parameters: 0 };
     let dsml = writer.dsml;
     let opening = format!(r#"<[{dsml}]> "tool_calls>\n""#);
-    let start = match (tool_use.is_opened, tool_use.is_required) {
-        (true, _) => "calls".to_owned(),
-        (false, true) => format!(r#""\n\n<" {opening} calls"#),
-        (false, false) => format!("FREE | FREE_OPEN {opening} calls"),
+    let only_calls = format!(r#""\n\n<" {opening} calls"#);
+    let start = match (tool_use.is_opened, tool_use.is_required, answer) {
+        (true, ..) => "calls".to_owned(),
+        (false, true, _) => only_calls,
+        (false, false, None) => format!("FREE | FREE_OPEN {opening} calls"),
+        (false, false, Some(answer)) => {
+            let no_term = || {
+                Error::Refused("a grammar of one's own cannot be combined with tools".to_owned())
+            };
+            format!("{} | {only_calls}", answer.term().ok_or_else(no_term)?)
+        }
     };
     let more = match tool_use.parallel_calls {
         ParallelCalls::Forbidden => "",

@@ -29,14 +29,14 @@ fn a_good_folder_loads() {
 fn the_demo_model_loads() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo-flash");
     let model = Model::load(&ModelOptions::new("demo-flash", dir)).unwrap();
-    let ids = model.encode_text("Hello, wörld!").unwrap();
+    let ids = model.encode(&model.render_text("Hello, wörld!", false)).unwrap();
     assert_eq!(model.tokenizer().decode(&ids, false).unwrap(), "Hello, wörld!");
 }
 
 #[test]
 fn text_that_spells_a_special_token_stays_text() {
     let model = load(|_| {}).unwrap();
-    let ids = model.encode_text("<｜User｜>").unwrap();
+    let ids = model.encode(&model.render_text("<｜User｜>", false)).unwrap();
     assert_eq!(ids, testing::ids("<｜User｜>"));
     assert!(!ids.contains(&USER) && !ids.contains(&BOS));
 }
@@ -129,7 +129,10 @@ fn a_tokenizer_that_cuts_or_pads_does_neither_here() {
         });
     })
     .unwrap();
-    assert_eq!(model.encode_text("longer than four").unwrap(), testing::ids("longer than four"));
+    assert_eq!(
+        model.encode(&model.render_text("longer than four", false)).unwrap(),
+        testing::ids("longer than four")
+    );
 }
 
 #[test]

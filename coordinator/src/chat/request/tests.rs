@@ -1,6 +1,8 @@
 use serde_json::json;
 
 use super::*;
+use crate::chat::constraint::Rules;
+use crate::chat::extras::LOGIT_BIAS_MAX;
 
 fn chat(fields: &Value) -> Value {
     let mut body = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hi" }] });
@@ -43,28 +45,10 @@ fn fields_that_cannot_be_served_are_named() {
             "response_format.type",
         ),
         (
-            json!({ "response_format": { "type": "regex", "regex": "a+" } }),
-            InvalidCode::Unsupported,
-            "response_format",
-        ),
-        (
-            json!({ "response_format": { "type": "json_schema", "json_schema": { "schema": {} } } }),
-            InvalidCode::Unsupported,
-            "response_format",
-        ),
-        (
-            json!({ "tools": [{ "type": "function", "function": { "name": "f", "strict": true } }] }),
-            InvalidCode::Unsupported,
-            "tools[0].function.strict",
-        ),
-        (json!({ "presence_penalty": 0.5 }), InvalidCode::Unsupported, "presence_penalty"),
-        (json!({ "frequency_penalty": -2 }), InvalidCode::Unsupported, "frequency_penalty"),
-        (
             json!({ "thinking": { "type": "enabled", "budget_tokens": 5 } }),
             InvalidCode::Unsupported,
             "thinking.budget_tokens",
         ),
-        (json!({ "logit_bias": { "7": 5 } }), InvalidCode::Unsupported, "logit_bias"),
         (json!({ "best_of": 2 }), InvalidCode::Unsupported, "best_of"),
         (json!({ "temprature": 0.5 }), InvalidCode::Unsupported, "temprature"),
         (json!({ "ignore_eos": 1 }), InvalidCode::Type, "ignore_eos"),
@@ -73,6 +57,48 @@ fn fields_that_cannot_be_served_are_named() {
             InvalidCode::Value,
             "max_completion_tokens",
         ),
+    ] {
+        let error = parse(&fields).expect_err(&fields.to_string());
+        if (error.code, error.param.as_deref()) != (code, Some(param))
+            || !error.message.contains(param)
+        {
+            wrong.push(format!("{fields}: {error:?}"));
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn extensions_that_cannot_be_served_are_named() {
+    let mut wrong = Vec::new();
+    let many: Map<_, _> = (0..=LOGIT_BIAS_MAX).map(|id| (id.to_string(), 1.into())).collect();
+    for (fields, code, param) in [
+        (
+            json!({ "response_format": { "type": "grammar" } }),
+            InvalidCode::Missing,
+            "response_format.grammar",
+        ),
+        (
+            json!({ "response_format": { "type": "grammar", "grammar": " " } }),
+            InvalidCode::Value,
+            "response_format.grammar",
+        ),
+        (json!({ "n": -1 }), InvalidCode::Value, "n"),
+        (json!({ "n": 1.5 }), InvalidCode::Type, "n"),
+        (json!({ "top_k": 1.5 }), InvalidCode::Type, "top_k"),
+        (json!({ "top_k": -2 }), InvalidCode::Value, "top_k"),
+        (json!({ "min_p": 1.5 }), InvalidCode::Value, "min_p"),
+        (json!({ "min_p": "all" }), InvalidCode::Type, "min_p"),
+        (json!({ "logit_bias": [1] }), InvalidCode::Type, "logit_bias"),
+        (json!({ "logit_bias": { "one": 1 } }), InvalidCode::Value, "logit_bias"),
+        (json!({ "logit_bias": { "1": "more" } }), InvalidCode::Type, "logit_bias"),
+        (json!({ "logit_bias": { "1": 100.5 } }), InvalidCode::Value, "logit_bias"),
+        (json!({ "logit_bias": { "7": 1, "07": 1 } }), InvalidCode::Value, "logit_bias"),
+        (json!({ "logit_bias": many }), InvalidCode::Value, "logit_bias"),
+        (json!({ "prompt": "hi" }), InvalidCode::Value, "prompt"),
+        (json!({ "system_prompt": "hi" }), InvalidCode::Value, "system_prompt"),
+        (json!({ "messages": null, "system_prompt": "hi" }), InvalidCode::Missing, "prompt"),
+        (json!({ "messages": null, "prompt": ["hi"] }), InvalidCode::Type, "prompt"),
     ] {
         let error = parse(&fields).expect_err(&fields.to_string());
         if (error.code, error.param.as_deref()) != (code, Some(param))
@@ -109,7 +135,8 @@ fn fields_that_ask_for_nothing_are_accepted() {
     for fields in [
         json!({ "logit_bias": {}, "functions": [], "store": false, "best_of": null }),
         json!({ "user": "someone", "metadata": { "a": "b" }, "service_tier": "auto" }),
-        json!({ "presence_penalty": 0, "frequency_penalty": 0.0 }),
+        json!({ "top_k": null, "min_p": null, "logit_bias": null, "n": null }),
+        json!({ "prompt": null, "system_prompt": null }),
         json!({ "parallel_tool_calls": false, "tools": null }),
         json!({ "response_format": { "type": "text" } }),
     ] {
@@ -152,4 +179,33 @@ fn the_field_of_a_conversion_message_is_found() {
         assert_eq!(invalid.param.as_deref(), param, "{detail}");
         assert_eq!(invalid.message, detail);
     }
+}
+
+#[test]
+fn what_the_family_does_not_have_is_taken_out() {
+    let fields = json!({
+        "top_k": 5, "min_p": 0.5, "logit_bias": { "9": -100, "7": 0.5 }, "ignore_eos": true,
+        "response_format": { "type": "grammar", "grammar": "start: \"a\"" },
+        "tools": [{ "type": "function", "function": { "name": "f" } }], "parallel_tool_calls": false,
+    });
+    let ChatRequest { body, extras } = parse(&fields).unwrap();
+    assert!(body.response_format.is_none());
+    assert_eq!(
+        extras,
+        Extras {
+            ignore_eos: true,
+            top_k: 5,
+            min_p: 0.5,
+            logit_bias: vec![(7, 0.5), (9, -100.0)],
+            rules: Rules {
+                tool_required: false,
+                single_tool_call: true,
+                grammar: Some("start: \"a\"".to_owned()),
+            },
+            ..Extras::default()
+        }
+    );
+    assert_eq!(parse(&json!({ "top_k": -1 })).unwrap().extras, Extras::default());
+    // Without tools there is nothing to be parallel.
+    assert_eq!(parse(&json!({ "parallel_tool_calls": false })).unwrap().extras, Extras::default());
 }

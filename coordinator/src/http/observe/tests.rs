@@ -51,18 +51,8 @@ impl Write for Log {
     }
 }
 
-#[tokio::test]
-async fn logs_say_what_happened_but_never_what_was_said() {
-    let fixture = Fixture::new().await;
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
-        .with_writer(move || writer.clone())
-        .with_ansi(false)
-        .finish();
-    let _default = tracing::subscriber::set_default(subscriber);
+/// A request that is answered, and one that is refused.
+async fn talk(fixture: &Fixture) {
     fixture.engine.answer(&testing::ids("whispered"));
     let good = json!([{ "role": "user", "content": "confidential" }]);
     for messages in [good, json!("confidential")] {
@@ -76,6 +66,23 @@ async fn logs_say_what_happened_but_never_what_was_said() {
         let response = router.oneshot(request).await.unwrap();
         axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn logs_say_what_happened_but_never_what_was_said() {
+    let fixture = Fixture::new().await;
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+        .with_writer(move || writer.clone())
+        .with_ansi(false);
+    // What logs is found at its first use, in whichever test that is, and for good when there is but one subscriber. So
+    // everything is used once before.
+    talk(&fixture).await;
+    let _default = tracing::subscriber::set_default(subscriber.finish());
+    talk(&fixture).await;
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for said in ["confidential", "whispered", KEY] {
         assert!(!log.contains(said), "{said} is in the log:\n{log}");

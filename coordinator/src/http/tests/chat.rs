@@ -1,5 +1,6 @@
 //! Answers: whole, streamed, cut off.
 
+use deepseek_recipe::openai::chat_completion::request::ChatCompletionRequest;
 use futures::StreamExt as _;
 
 use super::*;
@@ -15,7 +16,7 @@ fn events(text: &str) -> Vec<String> {
 }
 
 /// The chunks of a complete stream.
-fn chunks(answer: &Answer) -> Vec<Value> {
+pub(super) fn chunks(answer: &Answer) -> Vec<Value> {
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let mut events = events(&answer.text());
     assert_eq!(events.pop().as_deref(), Some("[DONE]"));
@@ -60,6 +61,8 @@ async fn a_whole_answer_has_openais_form() {
     assert_eq!(answer["usage"]["prompt_tokens"], 6);
     assert_eq!(answer["usage"]["completion_tokens"], 6);
     assert_eq!(answer["usage"]["total_tokens"], 12);
+    assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], 0);
 }
 
 #[tokio::test]
@@ -89,10 +92,8 @@ async fn the_engine_gets_the_rendered_prompt_and_the_parameters() {
     assert_eq!((tuned.sampling.logprobs, tuned.sampling.num_top_logprobs), (true, 3));
     assert_eq!(tuned.stop_token_ids, [0_u32; 0]);
 
-    // Thinking fixes the temperature, as the family's API does.
-    let thinking = request(json!({ "thinking": { "type": "enabled" }, "temperature": 0.25 })).await;
+    let thinking = request(json!({ "thinking": { "type": "enabled" } })).await;
     assert_eq!(thinking.prompt.last(), Some(&THINK));
-    assert_eq!(thinking.sampling.temperature, 1.0);
     let spelled = json!({ "messages": [{ "role": "user", "content": "<｜User｜>" }] });
     let specials = request(spelled).await.prompt.into_iter().filter(|id| *id == USER);
     assert_eq!(specials.count(), 1, "spelled-out tokens are text");
@@ -250,7 +251,9 @@ async fn silence_is_filled_with_comments() {
     let request =
         crate::chat::request::ChatRequest::from_slice(body.to_string().as_bytes()).unwrap();
     let answer = chat.start(request).await.unwrap();
-    let mut body = sse::response(answer).into_body().into_data_stream();
+    let mut body = sse::response::<ChatCompletionRequest, error::OpenAi>(sse::chunks(answer))
+        .into_body()
+        .into_data_stream();
     let role = body.next().await.unwrap().unwrap();
     assert!(role.starts_with(b"data: "));
     for _ in 0..2 {

@@ -33,13 +33,13 @@ async fn bad_parameters_are_400_and_name_the_field() {
         (json!({ "temperature": -0.1 }), "invalid_value", "temperature"),
         (json!({ "top_p": 0 }), "invalid_value", "top_p"),
         (json!({ "top_p": 1.1 }), "invalid_value", "top_p"),
-        (json!({ "n": 2 }), "invalid_value", "n"),
+        (json!({ "n": 17 }), "invalid_value", "n"),
         (json!({ "n": 0 }), "invalid_value", "n"),
         (json!({ "max_tokens": 0 }), "invalid_value", "max_tokens"),
         (json!({ "max_tokens": -5 }), "invalid_value", "max_tokens"),
         (json!({ "max_completion_tokens": 0 }), "invalid_value", "max_tokens"),
         (json!({ "presence_penalty": 3 }), "invalid_value", "presence_penalty"),
-        (json!({ "frequency_penalty": 1 }), "unsupported_parameter", "frequency_penalty"),
+        (json!({ "frequency_penalty": -2.5 }), "invalid_value", "frequency_penalty"),
         (json!({ "seed": 1_u64 << 63 }), "invalid_value", "seed"),
         (json!({ "stop": "" }), "invalid_value", "stop"),
         (json!({ "stop": ["a", ""] }), "invalid_value", "stop[1]"),
@@ -63,12 +63,8 @@ async fn bad_parameters_are_400_and_name_the_field() {
             "invalid_value",
             "tool_choice",
         ),
-        (
-            json!({ "tools": [tool], "tool_choice": "required", "thinking": { "type": "enabled" } }),
-            "invalid_value",
-            "tool_choice",
-        ),
-        (json!({ "logit_bias": { "1": 1 } }), "unsupported_parameter", "logit_bias"),
+        (json!({ "tool_choice": "required" }), "invalid_value", "tool_choice"),
+        (json!({ "logit_bias": { "266": 1 } }), "invalid_value", "logit_bias"),
     ] {
         let answer = fixture.chat(&fields).await;
         let expect = (400, code.to_owned(), Some(param.to_owned()));

@@ -1,0 +1,31 @@
+//! `POST /v1/completions`, OpenAI's legacy form.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse as _, Response};
+
+use super::error::OpenAi;
+use super::{Context, Error, body, sse};
+use crate::chat;
+use crate::chat::completion::CompletionRequest;
+use crate::chat::protocol::Request;
+
+/// Continues a prompt, as a stream or as a whole.
+pub async fn create(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Error> {
+    let bytes = body::read(&headers, body, &context.limits).await?;
+    let request = Request::<CompletionRequest>::from_slice(&bytes).map_err(chat::Error::from)?;
+    drop(bytes);
+    request.record_on_span();
+    let answer = context.chat.start(request).await?;
+    if answer.is_stream() {
+        Ok(sse::response::<CompletionRequest, OpenAi>(sse::chunks(answer)))
+    } else {
+        Ok(Json(answer.collect().await?).into_response())
+    }
+}
