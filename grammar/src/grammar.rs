@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::Error;
 
+mod bounds;
 mod tools;
 #[cfg(test)]
 mod tests;
@@ -36,15 +37,18 @@ impl Grammar {
 
     /// A JSON document that `schema` accepts. `oneOf` is taken as `anyOf`; keywords that cannot be enforced are refused
     /// when it is compiled.
-    #[must_use]
-    pub fn json_schema(schema: &Value) -> Self {
-        Self(format!("{START}{}", json_term(schema)))
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for bounds of numbers that would not hold.
+    pub fn json_schema(schema: &Value) -> Result<Self, Error> {
+        bounds::check(schema)?;
+        Ok(Self(format!("{START}{}", json_term(schema))))
     }
 
     /// Any JSON object.
     #[must_use]
     pub fn json_object() -> Self {
-        Self::json_schema(&json!({ "type": "object" }))
+        Self(format!("{START}{}", json_term(&json!({ "type": "object" }))))
     }
 
     /// Text that matches a regular expression from end to end. No look-around, no back references.

@@ -11,6 +11,7 @@ use deepseek_recipe::stream::ThinkingInitialStage;
 use deepseek_recipe_core::conversation::ResponseFormat;
 use deepseek_recipe_core::special_tokens::SpecialToken;
 use deepseek_recipe_core::tools::{ToolChoice, ToolDefinition};
+use serde_json::Value;
 use switchyard_grammar::{self as grammar, Grammar, ParallelCalls, Tool, ToolUse};
 
 use super::Error;
@@ -71,13 +72,11 @@ fn answer_grammar(
     let answer = match (&rules.grammar, &request.inference_options.output_constraint) {
         (Some(lark), _) => Some(Grammar::lark(lark.clone())),
         // The schema of a strict format, normalised.
-        (None, Some(OutputConstraint::Json { schema: Some(schema) })) => {
-            Some(Grammar::json_schema(schema))
-        }
+        (None, Some(OutputConstraint::Json { schema: Some(schema) })) => Some(of_schema(schema)?),
         (None, _) => match &conversation.response_format {
             ResponseFormat::Text => None,
             ResponseFormat::JsonObject => Some(Grammar::json_object()),
-            ResponseFormat::JsonSchema(schema) => Some(Grammar::json_schema(schema)),
+            ResponseFormat::JsonSchema(schema) => Some(of_schema(schema)?),
             ResponseFormat::Regex(regex) => Some(Grammar::regex(regex)),
         },
     };
@@ -103,6 +102,10 @@ fn answer_grammar(
     let grammar = Grammar::tool_calls(&tools, &tool_use, answer.as_ref());
     let param = if answer.is_some() { RESPONSE_FORMAT } else { TOOLS };
     Ok(Some((grammar.map_err(|error| refused(param, &error))?, param)))
+}
+
+fn of_schema(schema: &Value) -> Result<Grammar, Error> {
+    Grammar::json_schema(schema).map_err(|error| refused(RESPONSE_FORMAT, &error))
 }
 
 fn tool(tool: &ToolDefinition) -> Tool<'_> {

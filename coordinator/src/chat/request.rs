@@ -95,6 +95,10 @@ impl ChatRequest {
         span.record("gen_ai.request.max_tokens", body.max_tokens);
         span.record("gen_ai.request.temperature", body.temperature);
         span.record("gen_ai.request.top_p", body.top_p);
+        span.record("gen_ai.request.top_k", (self.extras.top_k > 0).then_some(self.extras.top_k));
+        span.record("gen_ai.request.presence_penalty", body.presence_penalty);
+        span.record("gen_ai.request.frequency_penalty", body.frequency_penalty);
+        span.record("gen_ai.request.choice.count", body.n);
         span.record("gen_ai.request.seed", body.seed);
         span.record("gen_ai.request.stream", body.stream);
     }

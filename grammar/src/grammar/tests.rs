@@ -20,7 +20,8 @@ fn json_of_a_schema_and_nothing_else() {
         "properties": { "name": { "type": "string" }, "age": { "type": "integer", "minimum": 0 } },
         "required": ["name", "age"],
         "additionalProperties": false,
-    }));
+    }))
+    .unwrap();
     for good in [r#"{"name": "Ana", "age": 3}"#, "{\"name\":\"ä\\n\",\n  \"age\":0}"] {
         assert!(takes(&grammar, good), "{good}");
     }
@@ -215,17 +216,18 @@ fn hostile_grammars_are_refused_or_bounded() {
     let branches: Vec<_> = (0..300)
         .map(|i| json!({ "type": "object", "properties": { format!("p{i}"): { "pattern": "(a|b)*c" } } }))
         .collect();
+    let schema = |schema: &Value| Grammar::json_schema(schema).unwrap();
     let hostile = [
-        Grammar::json_schema(&deep),
-        Grammar::json_schema(&json!({ "enum": many })),
-        Grammar::json_schema(&json!({ "anyOf": branches })),
-        Grammar::json_schema(&json!({ "$ref": "#" })),
-        Grammar::json_schema(
+        schema(&deep),
+        schema(&json!({ "enum": many })),
+        schema(&json!({ "anyOf": branches })),
+        schema(&json!({ "$ref": "#" })),
+        schema(
             &json!({ "$defs": { "a": { "$ref": "#/$defs/b" }, "b": { "$ref": "#/$defs/a" } }, "$ref": "#/$defs/a" }),
         ),
-        Grammar::json_schema(&json!({ "type": "string", "minLength": 1_000_000_000 })),
-        Grammar::json_schema(&json!({ "type": "array", "items": {}, "minItems": 100_000 })),
-        Grammar::json_schema(&json!({ "type": "string", "pattern": "(x+x+)+y" })),
+        schema(&json!({ "type": "string", "minLength": 1_000_000_000 })),
+        schema(&json!({ "type": "array", "items": {}, "minItems": 100_000 })),
+        schema(&json!({ "type": "string", "pattern": "(x+x+)+y" })),
         Grammar::regex("(a*)*b"),
         Grammar::regex("((a{1,100}){1,100}){1,100}"),
         Grammar::regex("(.*a.{500}){50}"),
@@ -261,7 +263,85 @@ fn markup_is_never_text() {
     assert!(!mask.allows(299), "a token without text");
 }
 
+/// A random walk along a grammar, and whether it came to its end. Tokens that end a string or a list are favoured, or it
+/// would hardly ever.
+fn random_answer(grammar: &Grammar, seed: u64) -> Option<String> {
+    let mut matcher = vocabulary().compile(grammar).unwrap();
+    let mut state = seed;
+    let mut tokens = Vec::new();
+    while tokens.len() < 3000 {
+        let mask = matcher.mask().unwrap();
+        if mask.allows(EOS) {
+            return Some(String::from_utf8(vocabulary().decode(&tokens)).unwrap());
+        }
+        let allowed: Vec<_> = mask.tokens().collect();
+        let ends: Vec<_> = ids("\"]}").into_iter().filter(|id| allowed.contains(id)).collect();
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let random = (state >> 33) as usize;
+        let from = if random % 3 == 0 && !ends.is_empty() { &ends } else { &allowed };
+        let token = from[random / 3 % from.len()];
+        matcher.accept(token).unwrap();
+        tokens.push(token);
+    }
+    None
+}
+
+#[test]
+fn bounds_that_would_not_hold_are_refused() {
+    for (schema, part) in [
+        (json!({ "items": { "maximum": 9_007_199_254_740_993_i64 } }), "maximum 9007199254740993"),
+        (
+            json!({ "type": "number", "exclusiveMinimum": 0, "maximum": 0.001 }),
+            "exclusiveMinimum 0",
+        ),
+        (
+            json!({ "type": "number", "exclusiveMaximum": -2, "minimum": -2.5 }),
+            "exclusiveMaximum -2",
+        ),
+    ] {
+        let error = Grammar::json_schema(&schema).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    for schema in [
+        json!({ "exclusiveMinimum": 0, "maximum": 1 }),
+        json!({ "type": "integer", "exclusiveMinimum": 0, "maximum": 0.5, "title": "none" }),
+        json!({ "properties": { "maximum": { "type": "number" } } }),
+    ] {
+        let is_refused = Grammar::json_schema(&schema).is_err();
+        assert_eq!(is_refused, schema["title"] == "none", "{schema}");
+    }
+}
+
+fn schemas() -> Vec<(String, Value)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/structured/schemas.json");
+    let entries: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let name = |entry: &Value| entry["name"].as_str().unwrap().to_owned();
+    entries.into_iter().map(|entry| (name(&entry), entry["schema"].clone())).collect()
+}
+
+#[test]
+fn whatever_a_schema_lets_through_validates() {
+    let schemas = schemas();
+    assert_eq!(schemas.len(), 50);
+    for (name, schema) in schemas {
+        let validator = jsonschema::draft202012::new(&schema).unwrap();
+        let grammar = Grammar::json_schema(&schema).unwrap();
+        let mut num_done = 0;
+        for seed in 0..6 {
+            let Some(answer) = random_answer(&grammar, seed) else { continue };
+            num_done += 1;
+            let value: Value = serde_json::from_str(&answer).unwrap();
+            assert!(validator.is_valid(&value), "{name}: {answer}");
+        }
+        assert!(num_done > 0, "{name}");
+    }
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
     #[test]
     fn a_mask_of_all_but_some(size in 1_usize..200, forbidden in proptest::collection::vec(0_u32..250, 0..5)) {
         let mask = Mask::all_but(size, &forbidden);

@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-use super::{Grammar, json_term, text_literal};
+use super::{Grammar, bounds, json_term, text_literal};
 use crate::Error;
 
 /// A tool that may be called.
@@ -139,6 +139,7 @@ impl Writer {
                 );
                 return Err(Error::Refused(problem));
             }
+            bounds::check(property)?;
             let rule = self.parameter(key, property, schema);
             let optional = if required.contains(&key.as_str()) { "" } else { "?" };
             terms.push(format!("{rule}{optional}"));

@@ -56,7 +56,7 @@ async fn talk(fixture: &Fixture) {
     fixture.engine.answer(&testing::ids("whispered"));
     let good = json!([{ "role": "user", "content": "confidential" }]);
     for messages in [good, json!("confidential")] {
-        let body = json!({ "model": MODEL, "temperature": 0.5, "messages": messages });
+        let body = json!({ "model": MODEL, "temperature": 0.5, "n": 1, "messages": messages });
         let request = HttpRequest::post("/v1/chat/completions")
             .header("authorization", format!("Bearer {KEY}"))
             .header("x-request-id", "my-request")
@@ -91,6 +91,7 @@ async fn logs_say_what_happened_but_never_what_was_said() {
         "request.id=\"my-request\"",
         "gen_ai.request.model=\"tiny\"",
         "gen_ai.request.temperature=0.5",
+        "gen_ai.request.choice.count=1",
         "gen_ai.usage.input_tokens=16",
         "gen_ai.usage.output_tokens=9",
         "http.route=\"/v1/chat/completions\"",
