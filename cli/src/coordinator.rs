@@ -1,12 +1,12 @@
 //! `switchyard coordinator`: the API, the scheduler and the cluster's membership, in a process of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use switchyard_coordinator::metric_definitions;
-use switchyard_coordinator::options::{Limits, ModelOptions, Options, Secret};
+use switchyard_coordinator::options::{AdminOptions, Limits, ModelOptions, Options, Secret};
 use switchyard_coordinator::server::{self, Coordinator};
 
 use crate::config::{Invalid, Problems};
@@ -19,6 +19,9 @@ use crate::{config, telemetry};
 pub(crate) const DEFAULT_HTTP: &str = "127.0.0.1:8080";
 /// Where gRPC listens unless told otherwise.
 pub(crate) const DEFAULT_GRPC: &str = "127.0.0.1:9090";
+
+/// Fewer can be guessed.
+const ADMIN_KEY_LEN_MIN: usize = 16;
 
 /// Arguments of `switchyard coordinator`. A file given with `--config` may hold the same names in snake case.
 #[derive(Debug, clap::Args, Serialize, Deserialize)]
@@ -40,14 +43,30 @@ pub(crate) struct Args {
     #[arg(long, env = "SWITCHYARD_GRPC", value_name = "ADDR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     grpc: Option<String>,
-    /// Folder of the key database [default: the user's data folder].
+    /// Folder of the coordinator's own files [default: the user's data folder].
     #[arg(long, env = "SWITCHYARD_DATA", value_name = "DIR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     data: Option<PathBuf>,
+    /// Database of keys and usage, sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME [default: SQLite in the data folder].
+    #[arg(long, env = "SWITCHYARD_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    database_url: Option<String>,
     /// A key that is accepted from the start, besides those of `switchyard keys`.
     #[arg(long, env = "SWITCHYARD_API_KEY", hide_env_values = true, value_name = "KEY")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     api_key: Option<String>,
+    /// Key of the admin API, at least 16 characters. Without one there is no admin API.
+    #[arg(long, env = "SWITCHYARD_ADMIN_KEY", hide_env_values = true, value_name = "KEY")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    admin_key: Option<String>,
+    /// File that holds the key of the admin API.
+    #[arg(long, env = "SWITCHYARD_ADMIN_KEY_FILE", value_name = "FILE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    admin_key_file: Option<PathBuf>,
+    /// Where the admin API listens [default: with the rest of the HTTP API].
+    #[arg(long, env = "SWITCHYARD_ADMIN_LISTEN", value_name = "ADDR")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    admin_listen: Option<String>,
     /// Arithmetic that workers must compute in [default: official].
     #[arg(long, env = "SWITCHYARD_NUMERICS", value_enum)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,6 +126,7 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
     let http = problems.address("--http", typed.http.as_deref().unwrap_or(DEFAULT_HTTP));
     let grpc = problems.address("--grpc", typed.grpc.as_deref().unwrap_or(DEFAULT_GRPC));
     let models = models::parse_all(&typed.model, &mut problems);
+    let admin = admin(&typed, &mut problems);
     if typed.model.is_empty() {
         problems.required::<()>("at least one --model", None);
     }
@@ -119,7 +139,7 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
         http,
         grpc,
         data_dir: DataDir::new(typed.data.as_deref()).path().to_path_buf(),
-        database_url: None,
+        database_url: typed.database_url,
         models: models
             .iter()
             .map(|model| ModelOptions {
@@ -128,10 +148,38 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
             })
             .collect(),
         bootstrap_key: typed.api_key.map(Secret::new),
+        admin,
         compat: typed.compat.unwrap_or_default().into(),
         limits: Limits::default(),
         metrics: metric_definitions::install()?,
     })
+}
+
+/// How the admin API is reached, if it is wanted.
+fn admin(typed: &Args, problems: &mut Problems) -> Option<AdminOptions> {
+    let listen =
+        typed.admin_listen.as_deref().and_then(|typed| problems.address("--admin-listen", typed));
+    let key = match (&typed.admin_key, &typed.admin_key_file) {
+        (Some(_), Some(_)) => problems.take(Err("give --admin-key or --admin-key-file, not both")),
+        (Some(key), None) => Some(key.clone()),
+        (None, Some(path)) => problems.take(read_key(path)),
+        (None, None) if typed.admin_listen.is_some() => {
+            problems.take(Err("--admin-listen needs --admin-key or --admin-key-file"))
+        }
+        (None, None) => None,
+    }?;
+    if key.len() < ADMIN_KEY_LEN_MIN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return problems.take(Err(format!(
+            "the admin key must have at least {ADMIN_KEY_LEN_MIN} visible ASCII characters"
+        )));
+    }
+    Some(AdminOptions { key: Secret::new(key), listen })
+}
+
+fn read_key(path: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| format!("--admin-key-file {}: {error}", path.display()))?;
+    Ok(text.trim().to_owned())
 }
 
 /// What the coordinator is told about a model.
@@ -145,7 +193,11 @@ pub(crate) fn model_options(model: &ModelArg, numerics: Numerics) -> ModelOption
 /// Names the flag that moves a port that cannot be taken.
 pub(crate) fn with_hint(error: server::Error) -> anyhow::Error {
     let server::Error::Bind { api, .. } = &error else { return error.into() };
-    let flag = if *api == "HTTP" { "--http" } else { "--grpc" };
+    let flag = match *api {
+        "HTTP" => "--http",
+        "admin" => "--admin-listen",
+        _ => "--grpc",
+    };
     anyhow::anyhow!("{error}; name another address with {flag}")
 }
 

@@ -1,15 +1,23 @@
-//! `switchyard keys`: create, list and revoke API keys in a data folder.
+//! `switchyard keys`: API keys, their limits, and what was used.
+
+mod terms;
+mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use switchyard_coordinator::auth::{KeyRecord, KeyStore};
+use jiff::civil::Date;
+use switchyard_coordinator::auth::report::{GroupBy, Query};
+use switchyard_coordinator::auth::{KeyChange, KeyId, KeyStore};
+use switchyard_coordinator::http::admin::{KeyObject, UsageObject};
 use switchyard_coordinator::options::default_database_url;
 
+use crate::config::Invalid;
 use crate::data_dir::DataDir;
 use crate::terminal;
+use terms::{ChangeArgs, NewArgs};
 
 /// Arguments of `switchyard keys`.
 #[derive(Debug, clap::Args)]
@@ -17,6 +25,15 @@ pub(crate) struct Args {
     /// Data folder of the coordinator [default: the user's data folder].
     #[arg(long, global = true, env = "SWITCHYARD_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Database of the coordinator, if it is not in the data folder.
+    #[arg(
+        long,
+        global = true,
+        env = "SWITCHYARD_DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    database_url: Option<String>,
     #[command(subcommand)]
     action: Action,
 }
@@ -24,18 +41,59 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Make a key and show it, this once.
-    Create {
-        /// What the key is for; shown by `keys list`.
-        #[arg(long, default_value = "")]
-        name: String,
+    Create(NewArgs),
+    /// Show all keys: number, first characters, state and limits, never the key.
+    List {
+        /// As JSON, like the admin API.
+        #[arg(long)]
+        json: bool,
     },
-    /// Show all keys: number, first characters, name and dates, never the key.
-    List,
-    /// Make a key invalid.
-    Revoke {
+    /// Change the name or the limits of a key. Running coordinators follow within a second.
+    Update {
         /// Number of the key, as `keys list` shows it.
         id: i64,
+        #[command(flatten)]
+        change: ChangeArgs,
     },
+    /// Make a disabled key valid again.
+    Enable {
+        /// Number of the key.
+        id: i64,
+    },
+    /// Make a key invalid until it is enabled again.
+    Disable {
+        /// Number of the key.
+        id: i64,
+    },
+    /// Make a key invalid for good.
+    Revoke {
+        /// Number of the key.
+        id: i64,
+    },
+    /// Sum up what was used, in UTC days.
+    Usage(UsageArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct UsageArgs {
+    /// What each sum is for.
+    #[arg(long, default_value = "day", value_parser = ["day", "key", "model"], value_name = "day|key|model")]
+    by: String,
+    /// First day [default: the first of this month].
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    from: Option<Date>,
+    /// Last day [default: today].
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    to: Option<Date>,
+    /// Of this key only, by its number.
+    #[arg(long, value_name = "ID")]
+    key: Option<i64>,
+    /// Of this model only.
+    #[arg(long, value_name = "ID")]
+    model: Option<String>,
+    /// As JSON, like the admin API.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -43,64 +101,90 @@ enum Action {
 /// # Errors
 /// The key database cannot be used, or there is no such key.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let data = DataDir::new(args.data.as_deref());
-    data.create()?;
-    let store = KeyStore::open(&default_database_url(data.path())).await?;
+    let url = match args.database_url {
+        Some(url) => url,
+        None => {
+            let data = DataDir::new(args.data.as_deref());
+            data.create()?;
+            default_database_url(data.path())
+        }
+    };
+    let store = KeyStore::open(&url).await?;
     match args.action {
-        Action::Create { name } => {
-            let (record, key) = store.create(&name).await.context("no key was made")?;
-            terminal::line(key.expose());
-            terminal::note(format_args!(
-                "key {} is stored as a hash only: it cannot be shown again",
-                record.id
-            ));
+        Action::Create(new) => create(&store, &new).await?,
+        Action::List { json } => list(&store, json).await?,
+        Action::Update { id, change } => {
+            let change = change.resolve(store.clock().unix_seconds())?;
+            let record = store.update(KeyId::new(id), &change).await?;
+            terminal::line(show::keys(&[record], store.clock().unix_seconds()));
         }
-        Action::List => {
-            let records = store.list().await?;
-            terminal::line(table(&records));
-        }
+        Action::Enable { id } => switch(&store, id, true).await?,
+        Action::Disable { id } => switch(&store, id, false).await?,
         Action::Revoke { id } => {
-            let record = store.revoke(id).await?;
+            let record = store.revoke(KeyId::new(id)).await?;
             terminal::note(format_args!("key {} ({}…) is revoked", record.id, record.prefix));
         }
+        Action::Usage(args) => usage(&store, args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(records: &[KeyRecord]) -> String {
-    let mut text = format!("{:>5}  {:<14} {:<17} {:<17} NAME", "ID", "KEY", "CREATED", "REVOKED");
-    for record in records {
-        let revoked = record.revoked_at.map_or_else(|| "-".to_owned(), utc_minute);
-        let key = format!("{}…", record.prefix);
-        let created = utc_minute(record.created_at);
-        text.push_str(&format!(
-            "\n{:>5}  {key:<14} {created:<17} {revoked:<17} {}",
-            record.id, record.name
-        ));
+async fn create(store: &KeyStore, new: &NewArgs) -> anyhow::Result<()> {
+    let terms = new.resolve(store.clock().unix_seconds())?;
+    let (record, key) = store.create(&terms).await.context("no key was made")?;
+    terminal::line(key.expose());
+    terminal::note(format_args!(
+        "key {} is stored as a hash only: it cannot be shown again",
+        record.id
+    ));
+    Ok(())
+}
+
+async fn list(store: &KeyStore, json: bool) -> anyhow::Result<()> {
+    let (records, now) = (store.list().await?, store.clock().unix_seconds());
+    if json {
+        let objects = records.into_iter().map(|record| KeyObject::new(record, now));
+        terminal::line(serde_json::to_string_pretty(&objects.collect::<Vec<_>>())?);
+    } else if records.is_empty() {
+        terminal::note("there are no keys yet; `switchyard keys create` makes one");
+    } else {
+        terminal::line(show::keys(&records, now));
     }
-    text
+    Ok(())
 }
 
-/// `2026-11-22 15:04` in UTC, from Unix seconds.
-fn utc_minute(seconds: i64) -> String {
-    let (year, month, day) = civil_date(seconds.div_euclid(86_400));
-    let minute = seconds.rem_euclid(86_400) / 60;
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
+async fn switch(store: &KeyStore, id: i64, active: bool) -> anyhow::Result<()> {
+    let change = KeyChange { active: Some(active), ..KeyChange::default() };
+    let record = store.update(KeyId::new(id), &change).await?;
+    let state = record.state(store.clock().unix_seconds());
+    terminal::note(format_args!("key {} ({}…) is {state}", record.id, record.prefix));
+    Ok(())
 }
 
-/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant's `civil_from_days`).
-fn civil_date(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month, day)
+async fn usage(store: &KeyStore, args: UsageArgs) -> anyhow::Result<()> {
+    let today = store.clock().today();
+    let to = args.to.unwrap_or(today);
+    let query = Query {
+        from: args.from.unwrap_or_else(|| to.first_of_month()),
+        to,
+        key_id: args.key.map(KeyId::new),
+        model: args.model,
+        group_by: args.by.parse::<GroupBy>()?,
+    };
+    if query.from > query.to {
+        let problem = format!("--from {} is later than --to {}", query.from, query.to);
+        return Err(Invalid::one(problem).into());
+    }
+    let sums = store.usage(&query).await?;
+    if args.json {
+        let objects: Vec<_> = sums.iter().map(UsageObject::from).collect();
+        terminal::line(serde_json::to_string_pretty(&objects)?);
+    } else if sums.is_empty() {
+        terminal::note(format_args!("nothing was used from {} to {}", query.from, query.to));
+    } else {
+        terminal::line(show::usage(&sums, query.group_by));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! In the order in which a person meets them:
 //! - [`up`]: coordinator and workers on this machine, in one terminal.
 //! - [`chat`]: a streaming chat in the terminal.
-//! - [`keys`]: API keys.
+//! - [`keys`]: API keys, their limits, and what was used.
 //! - [`coordinator`], [`worker`]: the two kinds of process of a cluster, started one by one.
 //! - [`verify`]: compares a model's logits with a golden file.
 //! - `bench`: measures steps and kernels.
@@ -32,6 +32,7 @@ mod data_dir;
 mod telemetry;
 mod shutdown;
 mod terminal;
+mod table;
 
 /// Exit status for a command line or configuration that cannot be used (`EX_USAGE`).
 const EXIT_USAGE: u8 = 64;
@@ -52,7 +53,7 @@ enum Command {
     Up(up::Args),
     /// Chat with a running server.
     Chat(chat::Args),
-    /// Create, list and revoke API keys.
+    /// Create, list, change and revoke API keys; sum up what they used.
     Keys(keys::Args),
     /// Run a coordinator: the API, the scheduler and the cluster's membership.
     Coordinator(coordinator::Args),

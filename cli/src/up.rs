@@ -196,6 +196,7 @@ fn options(
         database_url: None,
         models: models.iter().map(|model| model_options(model, args.numerics)).collect(),
         bootstrap_key: key.map(Secret::new),
+        admin: None,
         compat: args.compat.into(),
         limits: Limits::default(),
         metrics: metric_definitions::install()?,

@@ -1,6 +1,8 @@
 //! The HTTP API: OpenAI's completions and models, vLLM's tokenizer routes, metrics and health.
 //!
 //! - [`chat_completions`], [`completions`], [`tokenize`], [`models`], [`health`]: the routes.
+//! - [`admin`]: keys and usage, for whoever runs the server.
+//! - [`authenticate`]: whose request it is, and whether it may begin.
 //! - [`body`]: a request's body, bounded in size and time.
 //! - [`sse`]: an answer as server-sent events.
 //! - [`observe`]: request id, span, counters and the access log, around every route.
@@ -11,6 +13,8 @@ pub mod completions;
 pub mod tokenize;
 pub mod models;
 pub mod health;
+pub mod admin;
+pub mod authenticate;
 pub mod body;
 pub mod sse;
 pub mod observe;
@@ -20,15 +24,15 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::http::header::CONTENT_TYPE;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::auth::KeyStore;
+use crate::auth::Accounts;
 use crate::chat::Chat;
 use crate::options::Limits;
 pub use error::Error;
@@ -44,8 +48,10 @@ const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Context {
     /// Models and their engines.
     pub chat: Arc<Chat>,
-    /// Keys of the clients.
-    pub keys: KeyStore,
+    /// Keys of the clients, what they may use, and what they have used.
+    pub accounts: Accounts,
+    /// The admin API, where it is on.
+    pub admin: Option<admin::Admin>,
     /// Bounds on requests.
     pub limits: Arc<Limits>,
     /// The process's metrics.
@@ -54,7 +60,7 @@ pub struct Context {
     pub draining: CancellationToken,
 }
 
-/// All routes. Those of the API need a key.
+/// All routes. Those of the API need a key. The admin API is among them unless it has a listener of its own.
 pub fn router(context: Context) -> Router {
     let api = Router::new()
         .route("/v1/chat/completions", post(chat_completions::create))
@@ -65,30 +71,27 @@ pub fn router(context: Context) -> Router {
         .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(tokenize::model_or_tokenizer))
-        .route_layer(from_fn_with_state(context.clone(), authenticate));
-    Router::new()
+        .route_layer(from_fn_with_state(context.accounts.clone(), authenticate::authenticate));
+    let admin = context.admin.as_ref().filter(|admin| !admin.has_listener());
+    let admin = admin.map_or_else(Router::new, |admin| admin::routes(admin.clone()));
+    let routes = Router::new()
         .merge(api)
         .route("/metrics", get(metrics))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/health/decode", get(health::decode))
+        .with_state(context)
+        .merge(admin);
+    surround(routes)
+}
+
+/// What is around all routes of a listener.
+fn surround(routes: Router) -> Router {
+    routes
         .fallback(no_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(observe::observe))
-        .with_state(context)
-}
-
-async fn authenticate(
-    State(context): State<Context>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    let header = request.headers().get(AUTHORIZATION).ok_or(Error::MissingKey)?;
-    let bearer = bearer(header.as_bytes()).ok_or(Error::MissingKey)?;
-    let account = context.keys.check(bearer).await?.ok_or(Error::WrongKey)?;
-    tracing::Span::current().record("key.id", account.key_id);
-    Ok(next.run(request).await)
 }
 
 /// The key in an `Authorization` value.

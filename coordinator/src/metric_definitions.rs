@@ -23,6 +23,25 @@ pub const METHOD: &str = "method";
 /// Label: HTTP status code or gRPC status name.
 pub const STATUS: &str = "status";
 
+// Accounts.
+
+/// Counter: requests refused because of a key's limit, by [`REASON`].
+pub const RATE_LIMITED_REQUESTS_TOTAL: &str = "switchyard_rate_limited_requests_total";
+/// Histogram, seconds: a commit of usage to the ledger.
+pub const LEDGER_COMMIT_DURATION: &str = "switchyard_ledger_commit_duration_seconds";
+/// Counter: commits of usage that failed and were tried again.
+pub const LEDGER_COMMIT_FAILURES_TOTAL: &str = "switchyard_ledger_commit_failures_total";
+/// Label: [`REASON_REQUESTS`], [`REASON_TOKENS`], [`REASON_CONCURRENT`] or [`REASON_QUOTA`].
+pub const REASON: &str = "reason";
+/// Value of [`REASON`]: requests per minute.
+pub const REASON_REQUESTS: &str = "requests";
+/// Value of [`REASON`]: tokens per minute.
+pub const REASON_TOKENS: &str = "tokens";
+/// Value of [`REASON`]: requests at once.
+pub const REASON_CONCURRENT: &str = "concurrent";
+/// Value of [`REASON`]: tokens per month.
+pub const REASON_QUOTA: &str = "quota";
+
 // Chat.
 
 /// Counter: tokens of finished requests' prompts, by [`MODEL`].
@@ -87,7 +106,7 @@ pub const KIND_PREFILL: &str = "prefill";
 /// Value of [`KIND`].
 pub const KIND_DECODE: &str = "decode";
 
-/// Bounds of the step durations, in seconds.
+/// Bounds of the durations of steps and commits, in seconds.
 const STEP_DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0, 16.0];
 /// Bounds of `gen_ai.server.request.duration`, in seconds.
@@ -131,6 +150,10 @@ pub fn builder() -> Result<PrometheusBuilder, BuildError> {
         .set_buckets_for_metric(
             Matcher::Full(ENGINE_RANK_STEP_DURATION.to_owned()),
             &STEP_DURATION_BUCKETS,
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full(LEDGER_COMMIT_DURATION.to_owned()),
+            &STEP_DURATION_BUCKETS,
         )
 }
 
@@ -147,7 +170,14 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 /// Tells the installed recorder what each metric means.
 pub fn describe() {
     describe_front();
+    describe_accounts();
     describe_engine();
+}
+
+fn describe_accounts() {
+    describe_counter!(RATE_LIMITED_REQUESTS_TOTAL, "Requests refused by a key's limit, by reason.");
+    describe_histogram!(LEDGER_COMMIT_DURATION, Unit::Seconds, "Duration of a commit of usage.");
+    describe_counter!(LEDGER_COMMIT_FAILURES_TOTAL, "Commits of usage that were tried again.");
 }
 
 fn describe_engine() {

@@ -21,18 +21,29 @@ pub struct Options {
     pub grpc: SocketAddr,
     /// Folder of the coordinator's own files; created when missing.
     pub data_dir: PathBuf,
-    /// Database of keys. `None`: SQLite in `data_dir`.
+    /// Database of keys and usage, `sqlite://PATH` or `postgres://USER@HOST/NAME`. `None`: SQLite in `data_dir`.
     pub database_url: Option<String>,
     /// Models to serve, at least one, with distinct ids.
     pub models: Vec<ModelOptions>,
     /// A key that is accepted from the start; only its hash is stored.
     pub bootstrap_key: Option<Secret>,
+    /// The admin API. `None`: there is none.
+    pub admin: Option<AdminOptions>,
     /// Whose API to keep to where OpenAI's and DeepSeek's differ.
     pub compat: Compat,
     /// Bounds on what clients may ask for.
     pub limits: Limits,
     /// The process's metrics, from [`metric_definitions::install`](crate::metric_definitions::install).
     pub metrics: PrometheusHandle,
+}
+
+/// How the admin API is reached.
+#[derive(Clone, Debug)]
+pub struct AdminOptions {
+    /// What it asks for. No client's key is accepted.
+    pub key: Secret,
+    /// Where it listens. `None`: with the rest of the HTTP API.
+    pub listen: Option<SocketAddr>,
 }
 
 /// One model to serve.
@@ -95,7 +106,9 @@ impl Options {
 /// URL of the SQLite database in a data folder.
 #[must_use]
 pub fn default_database_url(data_dir: &std::path::Path) -> String {
-    format!("sqlite://{}", data_dir.join(DATABASE_FILE).display())
+    // What would end the path, and what would begin an escape.
+    let path = data_dir.join(DATABASE_FILE).display().to_string();
+    format!("sqlite://{}", path.replace('%', "%25").replace('?', "%3F"))
 }
 
 // === impl ModelOptions ===

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::serve::ListenerExt as _;
 use switchyard_moe::ids::ModelId;
 use switchyard_proto::FILE_DESCRIPTOR_SET;
@@ -12,16 +13,18 @@ use switchyard_proto::cluster::cluster_server::ClusterServer;
 use switchyard_proto::inference::inference_server::InferenceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::server::TcpIncoming;
 
-use crate::auth::{self, KeyStore};
+use crate::auth::ledger;
+use crate::auth::{self, Accounts, KeyStore};
 use crate::chat::model::Model;
 use crate::chat::usage::Chain;
 use crate::chat::{self, Chat, Served};
 use crate::cluster::{self, ModelGroupOptions};
 use crate::engine::status::GroupStatus;
+use crate::http::admin::Admin;
 use crate::options::{ModelOptions, Options};
 use crate::{grpc, http};
 
@@ -48,7 +51,9 @@ pub struct Bound {
     http_addr: SocketAddr,
     grpc: TcpListener,
     grpc_addr: SocketAddr,
+    admin: Option<(TcpListener, SocketAddr)>,
     cluster: cluster::Service,
+    ledger: ledger::Writer,
     context: http::Context,
 }
 
@@ -58,7 +63,7 @@ pub enum Error {
     /// An address cannot be listened on.
     #[error("cannot listen on {address} for {api}: {}", .source)]
     Bind {
-        /// `HTTP` or `gRPC`.
+        /// `HTTP`, `gRPC` or `admin`.
         api: &'static str,
         /// The address as given.
         address: SocketAddr,
@@ -92,7 +97,7 @@ pub enum Error {
     /// A listener failed while serving.
     #[error("the {api} server failed")]
     Serve {
-        /// `HTTP` or `gRPC`.
+        /// `HTTP`, `gRPC` or `admin`.
         api: &'static str,
         /// The failure.
         #[source]
@@ -101,6 +106,12 @@ pub enum Error {
     /// A task panicked.
     #[error("a task of the server ended unexpectedly")]
     Task(#[source] tokio::task::JoinError),
+}
+
+/// The task that records usage. It outlives all others, and ends by itself when this is dropped.
+struct LedgerTask {
+    task: JoinHandle<()>,
+    stop: DropGuard,
 }
 
 /// The tasks of a running coordinator.
@@ -117,6 +128,10 @@ impl Coordinator {
         let models = load_models(&options.models)?;
         let (http, http_addr) = listen("HTTP", options.http).await?;
         let (grpc, grpc_addr) = listen("gRPC", options.grpc).await?;
+        let admin = match options.admin.as_ref().and_then(|admin| admin.listen) {
+            Some(address) => Some(listen("admin", address).await?),
+            None => None,
+        };
         let keys = open_keys(&options).await?;
         let (cluster, groups) = cluster::Service::new(group_options(&options, &models))?;
         let served = models.into_iter().filter_map(|model| {
@@ -125,14 +140,17 @@ impl Coordinator {
         });
         let chat = Chat::new(served.collect(), options.limits.in_flight_requests_max)
             .with_compat(options.compat);
+        let limits = Arc::new(options.limits);
+        let (accounts, ledger) = Accounts::new(keys.clone());
         let context = http::Context {
             chat: Arc::new(chat),
-            keys,
-            limits: Arc::new(options.limits),
+            accounts,
+            admin: options.admin.map(|admin| Admin::new(keys, &admin, Arc::clone(&limits))),
+            limits,
             metrics: options.metrics,
             draining: CancellationToken::new(),
         };
-        Ok(Bound { http, http_addr, grpc, grpc_addr, cluster, context })
+        Ok(Bound { http, http_addr, grpc, grpc_addr, admin, cluster, ledger, context })
     }
 }
 
@@ -151,10 +169,16 @@ impl Bound {
         self.grpc_addr
     }
 
+    /// Where the admin API listens, if it has a listener of its own.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|(_, address)| *address)
+    }
+
     /// The keys of clients.
     #[must_use]
     pub fn keys(&self) -> &KeyStore {
-        &self.context.keys
+        self.context.accounts.keys()
     }
 
     /// Each model's id and status, now and later.
@@ -173,21 +197,28 @@ impl Bound {
         let draining = self.context.draining.clone();
         let cluster_done = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        self.spawn(&mut tasks, &cluster_done)?;
+        let ledger = self.spawn(&mut tasks, &cluster_done)?;
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             result = early_end(&mut tasks) => result,
         };
         tracing::info!("draining");
         draining.cancel();
-        ended.and(drain(tasks, &cluster_done).await)
+        let drained = drain(tasks, &cluster_done).await;
+        // Only now nobody uses anything any more.
+        let recorded = ledger.finish().await;
+        ended.and(drained).and(recorded)
     }
 
-    fn spawn(self, tasks: &mut Tasks, cluster_done: &CancellationToken) -> Result<(), Error> {
-        let Self { http, grpc, cluster, context, .. } = self;
+    fn spawn(
+        self,
+        tasks: &mut Tasks,
+        cluster_done: &CancellationToken,
+    ) -> Result<LedgerTask, Error> {
+        let Self { http, grpc, admin, cluster, ledger, context, .. } = self;
         let draining = context.draining.clone();
         let (health_reporter, health_server) = tonic_health::server::health_reporter();
-        let inference = grpc::Inference::new(Arc::clone(&context.chat), context.keys.clone());
+        let inference = grpc::Inference::new(Arc::clone(&context.chat), context.accounts.clone());
         let inference = InferenceServer::new(inference)
             .max_decoding_message_size(context.limits.body_bytes_max);
         let grpc_server = tonic::transport::Server::builder()
@@ -205,18 +236,10 @@ impl Bound {
             served.map_err(|source| Error::Serve { api: "gRPC", source: source.into() })
         });
 
-        let http = http.tap_io(|connection| {
-            // Small events must not wait for each other. Without the option they only come later.
-            if let Err(error) = connection.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-        });
-        let http_stop = draining.clone().cancelled_owned();
-        let router = http::router(context.clone());
-        tasks.spawn(async move {
-            let served = axum::serve(http, router).with_graceful_shutdown(http_stop).await;
-            served.map_err(|source| Error::Serve { api: "HTTP", source: source.into() })
-        });
+        serve_http(tasks, ("HTTP", http), http::router(context.clone()), &draining);
+        if let (Some((listener, _)), Some(admin)) = (admin, context.admin.clone()) {
+            serve_http(tasks, ("admin", listener), http::admin::router(admin), &draining);
+        }
 
         let done = cluster_done.clone().drop_guard();
         let stop = draining.clone();
@@ -237,8 +260,44 @@ impl Bound {
             grpc::health::follow(context.chat, health_reporter, draining).await;
             Ok(())
         });
-        Ok(())
+        Ok(LedgerTask::spawn(ledger))
     }
+}
+
+// === impl LedgerTask ===
+
+impl LedgerTask {
+    fn spawn(writer: ledger::Writer) -> Self {
+        let stop = CancellationToken::new();
+        Self { task: tokio::spawn(writer.run(stop.clone())), stop: stop.drop_guard() }
+    }
+
+    /// Waits until everything is recorded, or given up.
+    async fn finish(self) -> Result<(), Error> {
+        drop(self.stop);
+        self.task.await.map_err(Error::Task)
+    }
+}
+
+/// Serves a router on a listener until `draining` is cancelled and all answers are out.
+fn serve_http(
+    tasks: &mut Tasks,
+    (api, listener): (&'static str, TcpListener),
+    router: Router,
+    draining: &CancellationToken,
+) {
+    let listener = listener.tap_io(|connection| {
+        // Small events must not wait for each other. Without the option they only come later.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+    });
+    let stop = draining.clone().cancelled_owned();
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    tasks.spawn(async move {
+        let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
+        served.map_err(|source| Error::Serve { api, source: source.into() })
+    });
 }
 
 /// Waits for the first task to end. Before draining none should.

@@ -1,5 +1,7 @@
 //! What tests of the client APIs share: a model folder made by program, and an engine that follows a script.
 
+pub(crate) mod log;
+
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -9,9 +11,9 @@ use futures::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::auth::KeyStore;
+use crate::auth::{Accounts, KeyStore};
 use crate::chat::compat::Compat;
 use crate::chat::model::Model;
 use crate::chat::{Chat, Generate, Served};
@@ -256,6 +258,7 @@ pub(crate) struct Fixture {
     pub(crate) engine: Arc<ScriptedEngine>,
     pub(crate) context: http::Context,
     _data_dir: tempfile::TempDir,
+    _ledger: DropGuard,
 }
 
 impl Fixture {
@@ -273,16 +276,20 @@ impl Fixture {
         let keys =
             KeyStore::open(&crate::options::default_database_url(data_dir.path())).await.unwrap();
         keys.insert_plaintext("test", KEY).await.unwrap();
+        let (accounts, ledger) = Accounts::new(keys);
+        let stop = CancellationToken::new();
+        tokio::spawn(ledger.run(stop.clone()));
         let context = http::Context {
             chat: Arc::new(
                 Chat::new(vec![served], limits.in_flight_requests_max).with_compat(compat),
             ),
-            keys,
+            accounts,
+            admin: None,
             limits: Arc::new(limits),
             metrics: metrics(),
             draining: CancellationToken::new(),
         };
-        Self { engine, context, _data_dir: data_dir }
+        Self { engine, context, _data_dir: data_dir, _ledger: stop.drop_guard() }
     }
 }
 

@@ -122,6 +122,28 @@ async fn every_mistake_on_the_command_line_is_reported() {
 }
 
 #[tokio::test]
+async fn an_admin_api_that_would_be_open_or_ambiguous() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "too short\n").unwrap();
+    let file = file.path().to_str().unwrap();
+    let model = demo_model();
+    let cases: [(&[&str], &str); 4] = [
+        (&["--admin-listen", "127.0.0.1:0"], "--admin-listen needs --admin-key"),
+        (&["--admin-key", "guess-me"], "at least 16 visible ASCII characters"),
+        (&["--admin-key-file", file], "at least 16 visible ASCII characters"),
+        (&["--admin-key", "long-enough-for-a-key", "--admin-key-file", file], "not both"),
+    ];
+    for (flags, expect) in cases {
+        let args = ["coordinator", "--http", "nonsense", "--model", model.to_str().unwrap()];
+        let args: Vec<_> = args.iter().chain(flags).copied().collect();
+        let (status, output) = run(&args).await;
+        assert_eq!(status.code(), Some(64), "{output}");
+        assert!(output.contains(expect) && output.contains("--http nonsense"), "{output}");
+        assert!(!output.contains("guess-me"), "{output}");
+    }
+}
+
+#[tokio::test]
 async fn a_mistake_in_a_configuration_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "worldsize = 2\n").unwrap();

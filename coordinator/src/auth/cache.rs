@@ -5,14 +5,15 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use tokio::time::Instant;
 
-use super::Account;
+use super::account::Account;
+use super::record::KeyId;
 
-/// How long a check stays valid, and so how long a key outlives its revocation by another process.
+/// How long a check stays valid, and so how late a change by another process is noticed.
 pub(crate) const FRESH: Duration = Duration::from_secs(1);
 /// Most keys remembered.
 const ENTRIES_MAX: usize = 1024;
 
-/// Accounts by key hash. Holds valid keys only: an unknown key is looked up each time.
+/// Accounts by key hash. Holds known keys only: an unknown key is looked up each time.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     entries: IndexMap<[u8; 32], (Account, Instant)>,
@@ -33,8 +34,8 @@ impl Cache {
         self.entries.insert(hash, (account, now));
     }
 
-    pub(super) fn forget_key(&mut self, key_id: i64) {
-        self.entries.retain(|_, (account, _)| account.key_id != key_id);
+    pub(super) fn forget_key(&mut self, key_id: KeyId) {
+        self.entries.retain(|_, (account, _)| account.key_id() != key_id);
     }
 
     #[cfg(test)]

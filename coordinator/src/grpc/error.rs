@@ -24,9 +24,9 @@ pub enum Error {
     /// No key was sent.
     #[error("no API key was sent; send it as metadata `authorization: Bearer KEY`")]
     MissingKey,
-    /// The key is unknown or revoked.
-    #[error("the API key is unknown or revoked")]
-    WrongKey,
+    /// The holder of the key may not do this, or not now.
+    #[error(transparent)]
+    Denied(#[from] auth::Denied),
     /// The keys cannot be looked up.
     #[error(transparent)]
     Keys(#[from] auth::Error),
@@ -42,8 +42,9 @@ impl Error {
     fn answer(&self) -> (Code, &'static str, Option<Duration>) {
         use chat::Error as Chat;
         let error = match self {
-            Self::MissingKey | Self::WrongKey => {
-                return (Code::Unauthenticated, "invalid_api_key", None);
+            Self::MissingKey => return (Code::Unauthenticated, "invalid_api_key", None),
+            Self::Denied(denied) => {
+                return (denied_code(denied), denied.code(), denied.retry_after());
             }
             Self::Keys(_) => return (Code::Internal, "internal_error", None),
             Self::Chat(error) => error,
@@ -67,6 +68,24 @@ impl Error {
             Chat::Internal { .. } => (Code::Internal, None),
         };
         (code, error.code(), retry_after)
+    }
+}
+
+fn denied_code(denied: &auth::Denied) -> Code {
+    use auth::Denied;
+    match denied {
+        Denied::Unknown | Denied::Expired => Code::Unauthenticated,
+        Denied::Inactive | Denied::Model { .. } => Code::PermissionDenied,
+        Denied::Quota { .. } | Denied::Limit { .. } => Code::ResourceExhausted,
+    }
+}
+
+impl From<auth::AdmitError> for Error {
+    fn from(error: auth::AdmitError) -> Self {
+        match error {
+            auth::AdmitError::Denied(denied) => denied.into(),
+            auth::AdmitError::Store(error) => error.into(),
+        }
     }
 }
 

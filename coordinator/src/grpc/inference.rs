@@ -1,6 +1,5 @@
 //! The methods of `switchyard.v1.Inference`.
 
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use tonic::{Code, Request, Response, Status};
 use tracing::Instrument as _;
 
 use super::{Error, request, response};
-use crate::auth::KeyStore;
+use crate::auth::{Account, Accounts, Lease};
 use crate::chat::invalid::{Invalid, InvalidCode};
 use crate::chat::{self, Chat, Served};
 use crate::http::bearer;
@@ -31,7 +30,7 @@ const AUTHORIZATION: &str = "authorization";
 #[derive(Clone, Debug)]
 pub struct Inference {
     chat: Arc<Chat>,
-    keys: KeyStore,
+    accounts: Accounts,
 }
 
 /// Messages of a streamed answer.
@@ -40,10 +39,10 @@ type ChatStream = Pin<Box<dyn Stream<Item = Result<ChatChunk, Status>> + Send>>;
 // === impl Inference ===
 
 impl Inference {
-    /// Serves `chat` to the holders of `keys`.
+    /// Serves `chat` to the holders of `accounts`.
     #[must_use]
-    pub fn new(chat: Arc<Chat>, keys: KeyStore) -> Self {
-        Self { chat, keys }
+    pub fn new(chat: Arc<Chat>, accounts: Accounts) -> Self {
+        Self { chat, accounts }
     }
 
     /// Around every call: request id, span, key, counter.
@@ -51,7 +50,7 @@ impl Inference {
         &self,
         method: &'static str,
         metadata: MetadataMap,
-        answer: impl Future<Output = Result<T, Error>>,
+        answer: impl AsyncFnOnce(Account) -> Result<T, Error>,
     ) -> Result<Response<T>, Status> {
         let headers = metadata.into_headers();
         let id = request_id(&headers);
@@ -59,8 +58,8 @@ impl Inference {
         span.record("rpc.method", method);
         span.record("request.id", id.to_str().unwrap_or_default());
         let result = async {
-            self.authenticate(&headers).await?;
-            answer.await
+            let account = self.authenticate(&headers).await?;
+            answer(account).await
         }
         .instrument(span.clone())
         .await
@@ -79,12 +78,17 @@ impl Inference {
         Ok(response)
     }
 
-    async fn authenticate(&self, headers: &HeaderMap) -> Result<(), Error> {
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Account, Error> {
         let header = headers.get(AUTHORIZATION).ok_or(Error::MissingKey)?;
         let bearer = bearer(header.as_bytes()).ok_or(Error::MissingKey)?;
-        let account = self.keys.check(bearer).await?.ok_or(Error::WrongKey)?;
-        tracing::Span::current().record("key.id", account.key_id);
-        Ok(())
+        let account = self.accounts.authenticate(bearer).await?;
+        tracing::Span::current().record("key.id", account.key_id().get());
+        Ok(account)
+    }
+
+    /// Lets a chat begin. It is over when the lease is dropped.
+    fn admit(&self, account: &Account) -> Result<Lease, Error> {
+        Ok(self.accounts.admit(account)?)
     }
 
     async fn tokenize_input(&self, request: TokenizeRequest) -> Result<TokenizeResponse, Error> {
@@ -115,13 +119,17 @@ impl InferenceService for Inference {
 
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<ChatStream>, Status> {
         let (metadata, _, message) = request.into_parts();
-        let answer = async {
+        let answer = async |account: Account| {
+            let lease = self.admit(&account)?;
             let request = request::convert(message, true).map_err(chat::Error::from)?;
             request.record_on_span();
             let answer = self.chat.start(request).await?;
-            let messages = answer.map(|chunk| match chunk {
-                Ok(chunk) => Ok(response::chunk(chunk)),
-                Err(error) => Err(Error::from(error).into()),
+            let messages = answer.map(move |chunk| {
+                let _held = &lease;
+                match chunk {
+                    Ok(chunk) => Ok(response::chunk(chunk)),
+                    Err(error) => Err(Error::from(error).into()),
+                }
             });
             Ok(Box::pin(messages) as ChatStream)
         };
@@ -133,7 +141,8 @@ impl InferenceService for Inference {
         request: Request<ChatRequest>,
     ) -> Result<Response<ChatResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        let answer = async {
+        let answer = async |account: Account| {
+            let _lease = self.admit(&account)?;
             let request = request::convert(message, false).map_err(chat::Error::from)?;
             request.record_on_span();
             let answer = self.chat.start(request).await?;
@@ -147,7 +156,7 @@ impl InferenceService for Inference {
         request: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        self.call("Tokenize", metadata, self.tokenize_input(message)).await
+        self.call("Tokenize", metadata, async |_| self.tokenize_input(message).await).await
     }
 
     async fn list_models(
@@ -155,7 +164,7 @@ impl InferenceService for Inference {
         request: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
         let (metadata, _, _) = request.into_parts();
-        let models = async {
+        let models = async |_| {
             let models = self.chat.models().map(model).collect();
             Ok(ListModelsResponse { models })
         };

@@ -7,6 +7,7 @@ use switchyard_proto::inference::{
 use tonic::{Code, Request};
 
 use super::*;
+use crate::auth::{Change, KeyChange};
 use crate::chat::request::ChatRequest as Checked;
 use crate::engine::request::{
     FinishReason, GenerateError, GenerateEvent, GeneratedToken, SubmitError,
@@ -17,7 +18,7 @@ use crate::testing::{self, END_THINK, Fixture, KEY, MODEL, Script, ids};
 
 impl Fixture {
     fn inference(&self) -> Inference {
-        Inference::new(self.context.chat.clone(), self.context.keys.clone())
+        Inference::new(self.context.chat.clone(), self.context.accounts.clone())
     }
 }
 
@@ -260,6 +261,31 @@ async fn logprobs_are_carried() {
         ("a", -0.5, &b"a"[..])
     );
     assert_eq!(logprob.top_logprobs[0].token, "a");
+}
+
+#[tokio::test]
+async fn a_keys_limits_hold_here_too() {
+    let fixture = Fixture::new().await;
+    let inference = fixture.inference();
+    let keys = fixture.context.accounts.keys();
+    let id = keys.check(KEY).await.unwrap().key_id();
+    let concurrent_requests = Change::Set(std::num::NonZeroU32::MIN);
+    keys.update(id, &KeyChange { concurrent_requests, ..KeyChange::default() }).await.unwrap();
+    let events = fixture.engine.manual();
+    let running = inference.chat(with_key(chat())).await.unwrap();
+    let refused = inference.complete(with_key(chat())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(refused.metadata().get("error-code").unwrap(), "rate_limit_exceeded");
+    assert_eq!(refused.metadata().get("retry-after").unwrap(), "1");
+    inference.list_models(with_key(ListModelsRequest {})).await.unwrap();
+    drop((running, events));
+    fixture.engine.answer(&ids("ok"));
+    inference.complete(with_key(chat())).await.unwrap();
+
+    keys.update(id, &KeyChange { active: Some(false), ..KeyChange::default() }).await.unwrap();
+    let refused = inference.list_models(with_key(ListModelsRequest {})).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(refused.metadata().get("error-code").unwrap(), "inactive_api_key");
 }
 
 #[tokio::test]

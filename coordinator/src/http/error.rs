@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::admin;
 use crate::chat::usage::Chain;
 use crate::engine::request::{GenerateError, SubmitError};
 use crate::{auth, chat};
@@ -15,18 +16,27 @@ use crate::{auth, chat};
 /// When to retry where the engine does not say.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
+/// Tells OpenAI's library whether to try again.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
 /// Why a request gets no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No key was sent.
     #[error("no API key was sent; send it as `Authorization: Bearer KEY`")]
     MissingKey,
-    /// The key is unknown or revoked.
-    #[error("the API key is unknown or revoked")]
-    WrongKey,
+    /// The holder of the key may not do this, or not now.
+    #[error(transparent)]
+    Denied(#[from] auth::Denied),
     /// The keys cannot be looked up.
     #[error(transparent)]
     Keys(#[from] auth::Error),
+    /// The admin API was asked without its key.
+    #[error("the admin API takes its own key only; send it as `Authorization: Bearer KEY`")]
+    AdminKey,
+    /// The admin API was sent something that it cannot use.
+    #[error(transparent)]
+    Admin(#[from] admin::Invalid),
     /// Nothing is at this path.
     #[error("there is nothing at {path}")]
     NoRoute {
@@ -154,8 +164,14 @@ impl Error {
     /// The one place that decides how an error is answered.
     fn answer(&self) -> Answer {
         match self {
-            Self::MissingKey | Self::WrongKey => {
+            Self::MissingKey | Self::AdminKey => {
                 Answer::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key")
+            }
+            Self::Denied(denied) => denied_answer(denied),
+            Self::Admin(invalid) => Answer::invalid(StatusCode::BAD_REQUEST, "invalid_value")
+                .param(invalid.param.clone()),
+            Self::Keys(auth::Error::NoSuchKey(_)) => {
+                Answer::invalid(StatusCode::NOT_FOUND, "key_not_found")
             }
             Self::NoRoute { .. } => Answer::invalid(StatusCode::NOT_FOUND, "unknown_url"),
             Self::MethodNotAllowed { .. } => {
@@ -206,6 +222,10 @@ impl Error {
             let seconds = retry_after.as_secs().max(1);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if matches!(self, Self::Denied(auth::Denied::Quota { .. })) {
+            // Clients of OpenAI's library would try again at once and in vain.
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
         if *status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -216,6 +236,25 @@ impl Error {
         response.extensions_mut().insert(report);
         response
     }
+}
+
+fn denied_answer(denied: &auth::Denied) -> Answer {
+    use auth::Denied;
+    let code = denied.code();
+    let answer = match denied {
+        Denied::Unknown | Denied::Expired => {
+            Answer::new(StatusCode::UNAUTHORIZED, "authentication_error", code)
+        }
+        Denied::Inactive => Answer::new(StatusCode::FORBIDDEN, "permission_error", code),
+        Denied::Model { .. } => {
+            Answer::new(StatusCode::FORBIDDEN, "permission_error", code).param("model".to_owned())
+        }
+        Denied::Quota { .. } => Answer::new(StatusCode::TOO_MANY_REQUESTS, code, code),
+        Denied::Limit { .. } => {
+            Answer::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code)
+        }
+    };
+    Answer { retry_after: denied.retry_after(), ..answer }
 }
 
 fn chat_answer(error: &chat::Error) -> Answer {
@@ -248,6 +287,15 @@ fn chat_answer(error: &chat::Error) -> Answer {
             unavailable().retry_after(RETRY_AFTER_DEFAULT)
         }
         Chat::Internal { .. } => Answer::internal(),
+    }
+}
+
+impl From<auth::AdmitError> for Error {
+    fn from(error: auth::AdmitError) -> Self {
+        match error {
+            auth::AdmitError::Denied(denied) => denied.into(),
+            auth::AdmitError::Store(error) => error.into(),
+        }
     }
 }
 

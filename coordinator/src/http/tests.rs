@@ -1,3 +1,5 @@
+mod accounts;
+mod admin;
 mod chat;
 mod choices;
 mod completions;

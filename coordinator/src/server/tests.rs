@@ -3,7 +3,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::chat::compat::Compat;
-use crate::options::{Limits, Secret};
+use crate::options::{AdminOptions, Limits, Secret};
 use crate::testing::{self, KEY, ModelDir};
 
 struct Setup {
@@ -24,6 +24,7 @@ impl Setup {
             database_url: None,
             models: vec![self.model.options()],
             bootstrap_key: Some(Secret::new(KEY)),
+            admin: None,
             compat: Compat::default(),
             limits: Limits::default(),
             metrics: testing::metrics(),
@@ -51,7 +52,7 @@ async fn both_ports_answer_before_a_worker_came_and_stop_when_told() {
     let (http, grpc) = (bound.http_addr(), bound.grpc_addr());
     assert_ne!(http.port(), 0);
     assert_eq!(bound.statuses()[0].0, testing::MODEL);
-    assert!(bound.keys().check(KEY).await.unwrap().is_some());
+    assert!(bound.keys().check(KEY).await.is_ok());
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(bound.serve(shutdown.clone()));
 
@@ -77,6 +78,39 @@ async fn both_ports_answer_before_a_worker_came_and_stop_when_told() {
     serving.await.unwrap().unwrap();
     assert!(TcpStream::connect(http).await.is_err());
     assert!(TcpStream::connect(grpc).await.is_err());
+}
+
+#[tokio::test]
+async fn the_admin_api_listens_apart_and_usage_is_recorded_to_the_end() {
+    use crate::auth::ledger::{self, Tokens, Usage};
+    use crate::auth::report::{GroupBy, Query};
+    let setup = Setup::new();
+    let mut options = setup.options();
+    // The client's key serves as the admin's here: `get` sends it.
+    let listen = Some(([127, 0, 0, 1], 0).into());
+    options.admin = Some(AdminOptions { key: Secret::new(KEY), listen });
+    let url = options.database_url();
+    let bound = Coordinator::bind(options).await.unwrap();
+    let (http, admin) = (bound.http_addr(), bound.admin_addr().unwrap());
+    let accounts = bound.context.accounts.clone();
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(bound.serve(shutdown.clone()));
+    assert!(get(admin, "/admin/v1/keys").await.1.contains("bootstrap"));
+    assert_eq!(get(admin, "/v1/models").await.0, "HTTP/1.1 404 Not Found");
+    assert_eq!(get(http, "/admin/v1/keys").await.0, "HTTP/1.1 404 Not Found");
+
+    let key_id = accounts.authenticate(KEY).await.unwrap().key_id();
+    let tokens = Tokens { prompt: 5, ..Tokens::default() };
+    let usage = Usage { key_id, model: testing::MODEL.into(), tokens };
+    accounts.ledger().record(usage.clone());
+    shutdown.cancel();
+    serving.await.unwrap().unwrap();
+    assert_eq!(accounts.ledger().charge(usage).await, Err(ledger::Error::Closed));
+    let keys = KeyStore::open(&url).await.unwrap();
+    let today = keys.clock().today();
+    let from = today.yesterday().unwrap();
+    let query = Query { from, to: today, key_id: None, model: None, group_by: GroupBy::Model };
+    assert_eq!(keys.usage(&query).await.unwrap()[0].tokens, tokens);
 }
 
 async fn health_client(

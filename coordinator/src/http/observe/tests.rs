@@ -1,6 +1,3 @@
-use std::io::Write;
-use std::sync::{Arc, Mutex};
-
 use axum::body::Body;
 use axum::http::Request as HttpRequest;
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
@@ -11,6 +8,7 @@ use tower::ServiceExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::*;
+use crate::testing::log::Log;
 use crate::testing::{self, Fixture, KEY, MODEL};
 
 #[test]
@@ -37,20 +35,6 @@ fn a_request_joins_the_trace_of_its_caller() {
     }
 }
 
-/// Everything that is logged, at every level.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A request that is answered, and one that is refused.
 async fn talk(fixture: &Fixture) {
     fixture.engine.answer(&testing::ids("whispered"));
@@ -72,18 +56,9 @@ async fn talk(fixture: &Fixture) {
 async fn logs_say_what_happened_but_never_what_was_said() {
     let fixture = Fixture::new().await;
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
-        .with_writer(move || writer.clone())
-        .with_ansi(false);
-    // What logs is found at its first use, in whichever test that is, and for good when there is but one subscriber. So
-    // everything is used once before.
+    let _recording = log.record();
     talk(&fixture).await;
-    let _default = tracing::subscriber::set_default(subscriber.finish());
-    talk(&fixture).await;
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     for said in ["confidential", "whispered", KEY] {
         assert!(!log.contains(said), "{said} is in the log:\n{log}");
     }

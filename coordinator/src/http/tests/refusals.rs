@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 
 use super::*;
+use crate::auth::Terms;
 use crate::engine::request::SubmitError;
 use crate::options::Limits;
 use crate::testing::{CONTEXT_LENGTH, Script};
@@ -198,8 +199,9 @@ async fn other_content_types_are_415() {
 #[tokio::test]
 async fn missing_wrong_and_revoked_keys_are_401() {
     let fixture = Fixture::new().await;
-    let (record, revoked) = fixture.context.keys.create("gone").await.unwrap();
-    fixture.context.keys.revoke(record.id).await.unwrap();
+    let (record, revoked) =
+        fixture.context.accounts.keys().create(&Terms::default()).await.unwrap();
+    fixture.context.accounts.keys().revoke(record.id).await.unwrap();
     let revoked = format!("Bearer {}", revoked.expose());
     let headers =
         ["", "Bearer", "Bearer ", "Bearer sk-sy-wrong", "Basic abc", &revoked, KEY, "Bearer a b"];

@@ -1,0 +1,222 @@
+//! A request's way past the door: whose is it, may it begin, what is it charged.
+//!
+//! ```text
+//! authenticate  -> Account   the key is good
+//! admit         -> Lease     within the limits; held until the answer is over
+//! Lease::begin  -> Charge    the model is allowed, the prompt's tokens fit
+//! Charge        -> ledger    every token that was generated is on the bill, however the request ends
+//! ```
+
+use std::sync::Arc;
+
+use metrics::counter;
+use tokio::time::Instant;
+
+use super::account::{Account, Denied};
+use super::keys::KeyStore;
+use super::ledger::{self, Ledger, Tokens};
+use super::limiter::{Allowances, LimitKind, Limiter, Usage};
+use super::{AdmitError, clock::Clock};
+use crate::metric_definitions as names;
+
+#[cfg(test)]
+mod tests;
+
+/// Keys, limits and bills of one coordinator. Cheap to clone; clones count together.
+#[derive(Clone, Debug)]
+pub struct Accounts {
+    keys: KeyStore,
+    limiter: Arc<Limiter>,
+    ledger: Ledger,
+    clock: Clock,
+}
+
+/// The right to one request at a time. The request is over when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Lease(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    account: Account,
+    usage: Arc<Usage>,
+    ledger: Ledger,
+}
+
+/// The bill of one request. Dropped before [`Self::finish`], it still charges what was counted so far.
+#[derive(Debug)]
+pub struct Charge {
+    lease: Lease,
+    model: Arc<str>,
+    /// `None` once it is in the ledger, or withdrawn.
+    tokens: Option<Tokens>,
+}
+
+// === impl Accounts ===
+
+impl Accounts {
+    /// Admits the holders of `keys` and charges them, as long as the writer runs.
+    #[must_use]
+    pub fn new(keys: KeyStore) -> (Self, ledger::Writer) {
+        let (ledger, writer) = Ledger::new(&keys);
+        let clock = keys.clock().clone();
+        (Self { keys, limiter: Arc::default(), ledger, clock }, writer)
+    }
+
+    /// The keys.
+    #[must_use]
+    pub fn keys(&self) -> &KeyStore {
+        &self.keys
+    }
+
+    /// The bills.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Who holds this key.
+    ///
+    /// # Errors
+    /// [`Denied::Unknown`], [`Denied::Expired`], [`Denied::Inactive`], or the database's.
+    pub async fn authenticate(&self, bearer: &str) -> Result<Account, AdmitError> {
+        self.keys.check(bearer).await
+    }
+
+    /// Lets a request begin that will compute something.
+    ///
+    /// # Errors
+    /// [`Denied::Quota`], [`Denied::Limit`].
+    pub fn admit(&self, account: &Account) -> Result<Lease, Denied> {
+        let limits = account.limits();
+        if let Some(limit) = limits.monthly_tokens
+            && account.month_tokens() >= limit.get()
+        {
+            let retry_after = std::time::Duration::from_secs(self.clock.seconds_left_of_month());
+            return Err(counted(Denied::Quota { limit: limit.get(), retry_after }));
+        }
+        let now = Instant::now();
+        let usage = self.limiter.usage(account.key_id(), now);
+        usage.enter(limits, now).map_err(|over| counted(over.into()))?;
+        let (account, ledger) = (account.clone(), self.ledger.clone());
+        Ok(Lease(Arc::new(Inner { account, usage, ledger })))
+    }
+
+    /// What a key may still use.
+    #[must_use]
+    pub fn allowances(&self, account: &Account) -> Allowances {
+        let limits = account.limits();
+        if limits.requests_per_minute.is_none() && limits.tokens_per_minute.is_none() {
+            return Allowances::default();
+        }
+        let now = Instant::now();
+        self.limiter.usage(account.key_id(), now).allowances(limits, now)
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Who sent the request.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        &self.0.account
+    }
+
+    /// Opens the bill of the request, once its prompt is counted and before it is submitted. `cached` is the part of
+    /// `prompt` that need not be computed; it counts towards the limits all the same.
+    ///
+    /// # Errors
+    /// [`Denied::Model`], [`Denied::Limit`]; nothing is charged then.
+    pub fn begin(&self, model: &str, prompt: u64, cached: u64) -> Result<Charge, Denied> {
+        let Inner { account, usage, .. } = self.0.as_ref();
+        account.check_model(model)?;
+        usage
+            .take_tokens(account.limits(), prompt, Instant::now())
+            .map_err(|over| counted(over.into()))?;
+        let tokens = Tokens { prompt, cached, ..Tokens::default() };
+        Ok(Charge { lease: self.clone(), model: model.into(), tokens: Some(tokens) })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.usage.leave();
+    }
+}
+
+// === impl Charge ===
+
+impl Charge {
+    /// Tokens were generated. `reasoning` of them are thoughts.
+    pub fn generated(&mut self, tokens: u64, reasoning: u64) {
+        let Some(so_far) = &mut self.tokens else { return };
+        so_far.completion += tokens;
+        so_far.reasoning += reasoning;
+        let Inner { account, usage, .. } = self.lease.0.as_ref();
+        usage.charge_tokens(account.limits(), tokens, Instant::now());
+    }
+
+    /// What the client will be told, which replaces what was counted: some of it is known at the end only.
+    pub fn settle(&mut self, tokens: Tokens) {
+        let Some(so_far) = &mut self.tokens else { return };
+        let (before, after) = (so_far.total(), tokens.total());
+        *so_far = tokens;
+        let Inner { account, usage, .. } = self.lease.0.as_ref();
+        if after > before {
+            usage.charge_tokens(account.limits(), after - before, Instant::now());
+        } else {
+            usage.refund_tokens(before - after);
+        }
+    }
+
+    /// What is on the bill so far.
+    #[must_use]
+    pub fn tokens(&self) -> Tokens {
+        self.tokens.unwrap_or_default()
+    }
+
+    /// Closes the bill. Returns once it is durable; only then the client may be told its usage.
+    ///
+    /// # Errors
+    /// [`ledger::Error`]. The bill is still tried to be recorded then, but the client should be told of an error.
+    pub async fn finish(mut self) -> Result<(), ledger::Error> {
+        let Some(usage) = self.take() else { return Ok(()) };
+        self.lease.0.ledger.charge(usage).await
+    }
+
+    /// Tears up the bill of a request that never reached the engine.
+    pub fn withdraw(mut self) {
+        if let Some(tokens) = self.tokens.take() {
+            self.lease.0.usage.refund_tokens(tokens.total());
+        }
+    }
+
+    fn take(&mut self) -> Option<ledger::Usage> {
+        let tokens = self.tokens.take()?;
+        let (key_id, model) = (self.lease.account().key_id(), Arc::clone(&self.model));
+        Some(ledger::Usage { key_id, model, tokens })
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some(usage) = self.take() {
+            self.lease.0.ledger.record(usage);
+        }
+    }
+}
+
+/// Counts a refusal that a limit caused.
+fn counted(denied: Denied) -> Denied {
+    let reason = match &denied {
+        Denied::Quota { .. } => names::REASON_QUOTA,
+        Denied::Limit { kind: LimitKind::Requests, .. } => names::REASON_REQUESTS,
+        Denied::Limit { kind: LimitKind::Tokens, .. } => names::REASON_TOKENS,
+        Denied::Limit { kind: LimitKind::Concurrent, .. } => names::REASON_CONCURRENT,
+        Denied::Unknown | Denied::Expired | Denied::Inactive | Denied::Model { .. } => {
+            return denied;
+        }
+    };
+    counter!(names::RATE_LIMITED_REQUESTS_TOTAL, names::REASON => reason).increment(1);
+    denied
+}
