@@ -22,6 +22,7 @@ pub mod compat;
 pub mod model;
 pub mod answer;
 pub mod usage;
+mod bill;
 mod constraint;
 mod prepare;
 mod error;
@@ -40,6 +41,7 @@ use crate::engine;
 use crate::engine::request::{GenerateRequest, Generation, SamplingParams, SubmitError};
 use crate::engine::status::GroupStatus;
 use answer::{Answer, Choice, Parts};
+use bill::Bill;
 use compat::Compat;
 pub use error::Error;
 pub(crate) use error::internal;
@@ -201,8 +203,9 @@ impl Chat {
     async fn submit<P: Protocol>(
         &self,
         served: &Arc<Served>,
-        request: Request<P>,
+        mut request: Request<P>,
     ) -> Result<Parts, Error> {
+        let lease = request.lease.take();
         let render =
             tracing::info_span!("chat.render", gen_ai.usage.input_tokens = tracing::field::Empty);
         let Prepared { conversation, prompts, constraint, extras } =
@@ -211,6 +214,7 @@ impl Chat {
         render.record("gen_ai.usage.input_tokens", prompt_tokens);
         tracing::Span::current().record("gen_ai.usage.input_tokens", prompt_tokens);
         let permit = tracing::info_span!("admission").in_scope(|| self.admit())?;
+        let mut bill = Bill::open(lease.as_ref(), served.model.id(), prompt_tokens)?;
 
         let sampling = extras.sampling(&conversation.inference_options);
         let stop_token_ids =
@@ -228,7 +232,14 @@ impl Chat {
                 constraint: constraint.clone(),
             };
             let submit = served.engine.submit(request);
-            let generation = submit.instrument(tracing::info_span!("engine.submit")).await?;
+            let submitted = submit.instrument(tracing::info_span!("engine.submit")).await;
+            let generation = match submitted {
+                Ok(generation) => generation,
+                Err(error) => {
+                    bill.withdraw();
+                    return Err(error.into());
+                }
+            };
             choices.push(Choice { generation, echo: prompt.echo.clone() });
         }
         Ok(Parts {
@@ -238,6 +249,7 @@ impl Chat {
             prompt_usage: PromptUsage { prompt_tokens, prompt_cache_hit_tokens: 0 },
             choices,
             permit,
+            bill,
         })
     }
 

@@ -16,6 +16,7 @@ use futures::stream::select_all;
 use futures::{Stream, StreamExt as _};
 use uuid::Uuid;
 
+use super::bill::Bill;
 use super::compat::Compat;
 use super::protocol::{Chunk, Place, Protocol};
 use super::usage::{Counted, Counts, Meter};
@@ -49,6 +50,7 @@ pub(super) struct Parts {
     /// In the order of their indices.
     pub(super) choices: Vec<Choice>,
     pub(super) permit: Permit,
+    pub(super) bill: Bill,
 }
 
 /// One of the texts that an answer consists of.
@@ -64,6 +66,7 @@ struct Ends {
     failure: Arc<OnceLock<Failure>>,
     counts: Counts,
     meter: Arc<Meter>,
+    bill: Bill,
 }
 
 /// Why tokens stopped coming without a finish.
@@ -79,13 +82,14 @@ enum Failure {
 
 impl<P: Protocol> Answer<P> {
     pub(super) fn new(parts: Parts, meter: Meter) -> Self {
-        let Parts { served, conversation, compat, prompt_usage, choices, permit } = parts;
+        let Parts { served, conversation, compat, prompt_usage, choices, permit, bill } = parts;
         let id = format!("{}{}", P::ID_PREFIX, Uuid::new_v4().simple());
         let model = served.model.id().to_owned();
         let ends = Ends {
             failure: Arc::default(),
             counts: Counts::new(choices.len(), prompt_usage),
             meter: Arc::new(meter),
+            bill,
         };
         let mut echoes = BTreeMap::new();
         let choices = (0..).zip(choices).map(|(choice, Choice { generation, echo })| {
@@ -190,7 +194,7 @@ impl<P: Protocol> std::fmt::Debug for Answer<P> {
 fn chunks<P: Protocol>(
     mut choices: impl Stream<Item = (u32, Result<Chunk<P>, StreamError>)> + Send + Unpin,
     mut echoes: BTreeMap<u32, String>,
-    Ends { failure, counts, meter }: Ends,
+    Ends { failure, counts, meter, bill }: Ends,
     permit: Permit,
 ) -> impl Stream<Item = Result<Chunk<P>, Error>> + Send {
     stream! {
@@ -209,6 +213,12 @@ fn chunks<P: Protocol>(
                     P::place(&mut chunk, Place { choice, last, echo: echo.as_deref() });
                     if let Some(finished) = finished.filter(|_| !is_finished) {
                         is_finished = true;
+                        // Before the client hears of its usage.
+                        if let Err(error) = bill.close(&finished).await {
+                            meter.failed(&error);
+                            yield Err(error);
+                            break;
+                        }
                         meter.finished(&finished);
                     }
                     yield Ok(chunk);
@@ -236,6 +246,7 @@ fn inference(
             match generation.next().await {
                 Some(GenerateEvent::Token(token)) => {
                     ends.meter.token(choice);
+                    ends.bill.token();
                     yield tokens(token);
                 }
                 Some(GenerateEvent::Finished(reason)) => {

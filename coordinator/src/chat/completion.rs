@@ -112,7 +112,7 @@ impl Request<CompletionRequest> {
         check_best_of(&fields)?;
         invalid::refuse_unknown(&fields, &HANDLED)?;
         extras.raw = Some(raw);
-        Ok(Self { body: invalid::typed(fields)?, extras })
+        Ok(Self { body: invalid::typed(fields)?, extras, lease: None })
     }
 
     /// Notes the request's parameters on the current span, under their OpenTelemetry names.

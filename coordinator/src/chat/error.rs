@@ -1,6 +1,7 @@
 //! Why a request gets no answer, whatever API it came through.
 
 use super::invalid::Invalid;
+use crate::auth;
 use crate::engine::request::{GenerateError, SubmitError};
 
 /// Why a chat request gets no answer, or only part of one.
@@ -49,6 +50,12 @@ pub enum Error {
     /// The engine gave up on a running answer.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// The client's key is not good for the request.
+    #[error(transparent)]
+    Denied(#[from] auth::Denied),
+    /// The answer is complete, but its usage could not be recorded, so the client is not told of it.
+    #[error(transparent)]
+    Unrecorded(#[from] auth::ledger::Error),
     /// Nothing the client could have done differently.
     #[error("internal error while {doing}")]
     Internal {
@@ -79,6 +86,8 @@ impl Error {
             Self::Generate(GenerateError::GroupLost(_)) => "model_unavailable",
             Self::Generate(GenerateError::Constraint(_)) => "constraint_too_complex",
             Self::Generate(GenerateError::ShuttingDown) => "shutting_down",
+            Self::Denied(denied) => denied.code(),
+            Self::Unrecorded(_) => "usage_not_recorded",
             Self::Internal { .. } => "internal_error",
         }
     }

@@ -55,7 +55,7 @@ impl Chat {
         served: &Served,
         request: Request<P>,
     ) -> Result<(ConversationRequest, Extras), Error> {
-        let Request { mut body, mut extras } = request;
+        let Request { mut body, mut extras, lease: _ } = request;
         let biased: Vec<u32> = extras.logit_bias.iter().map(|(id, _)| *id).collect();
         served.model.check_tokens("logit_bias", &biased)?;
         if self.compat == Compat::OpenAi {

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::compat;
 use super::extras::Extras;
 use super::invalid::Invalid;
+use crate::auth::Lease;
 use crate::metric_definitions as names;
 
 /// What a protocol's streamed answers consist of.
@@ -85,6 +86,8 @@ pub struct Request<P> {
     pub body: P,
     /// What it asks for beyond them.
     pub extras: Extras,
+    /// Who pays; nobody if there is none.
+    pub lease: Option<Lease>,
 }
 
 // === impl Request ===
@@ -93,7 +96,13 @@ impl<P> Request<P> {
     /// A request that asks for nothing beyond its protocol's fields.
     #[must_use]
     pub fn new(body: P) -> Self {
-        Self { body, extras: Extras::default() }
+        Self { body, extras: Extras::default(), lease: None }
+    }
+
+    /// The request with the one who pays for it.
+    #[must_use]
+    pub fn paid_by(self, lease: Lease) -> Self {
+        Self { lease: Some(lease), ..self }
     }
 }
 

@@ -82,7 +82,7 @@ impl ChatRequest {
         }
         let has_tools = body.tools.as_ref().is_some_and(|tools| !tools.is_empty());
         extras.rules.single_tool_call = has_tools && body.parallel_tool_calls == Some(false);
-        Ok(Self { body, extras })
+        Ok(Self { body, extras, lease: None })
     }
 
     /// Notes the request's parameters on the current span, under their OpenTelemetry names.

@@ -65,6 +65,8 @@ impl Error {
             Chat::Generate(GenerateError::GroupLost(_) | GenerateError::ShuttingDown) => {
                 (Code::Unavailable, Some(RETRY_AFTER_DEFAULT))
             }
+            Chat::Denied(denied) => (denied_code(denied), denied.retry_after()),
+            Chat::Unrecorded(_) => (Code::Unavailable, Some(RETRY_AFTER_DEFAULT)),
             Chat::Internal { .. } => (Code::Internal, None),
         };
         (code, error.code(), retry_after)

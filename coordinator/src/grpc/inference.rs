@@ -123,7 +123,7 @@ impl InferenceService for Inference {
             let lease = self.admit(&account)?;
             let request = request::convert(message, true).map_err(chat::Error::from)?;
             request.record_on_span();
-            let answer = self.chat.start(request).await?;
+            let answer = self.chat.start(request.paid_by(lease.clone())).await?;
             let messages = answer.map(move |chunk| {
                 let _held = &lease;
                 match chunk {
@@ -142,10 +142,10 @@ impl InferenceService for Inference {
     ) -> Result<Response<ChatResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         let answer = async |account: Account| {
-            let _lease = self.admit(&account)?;
+            let lease = self.admit(&account)?;
             let request = request::convert(message, false).map_err(chat::Error::from)?;
             request.record_on_span();
-            let answer = self.chat.start(request).await?;
+            let answer = self.chat.start(request.paid_by(lease)).await?;
             Ok(response::whole(answer.collect().await?))
         };
         self.call("Complete", metadata, answer).await

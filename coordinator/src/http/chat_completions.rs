@@ -4,21 +4,23 @@
 //! `"usage": null`, and one more chunk with `"choices": []` carries it, so that clients which add up chunks count it
 //! once); without, and always in compatibility with DeepSeek, its form (the last chunk with `finish_reason` carries it).
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use deepseek_recipe::openai::chat_completion::request::ChatCompletionRequest;
 
 use super::error::OpenAi;
 use super::{Context, Error, body, sse};
+use crate::auth::Lease;
 use crate::chat;
 use crate::chat::request::ChatRequest;
 
 /// Answers a chat request, as a stream or as a whole.
 pub async fn create(
     State(context): State<Context>,
+    Extension(lease): Extension<Lease>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
@@ -26,7 +28,7 @@ pub async fn create(
     let request = ChatRequest::from_slice(&bytes).map_err(chat::Error::from)?;
     drop(bytes);
     request.record_on_span();
-    let answer = context.chat.start(request).await?;
+    let answer = context.chat.start(request.paid_by(lease)).await?;
     if answer.is_stream() {
         Ok(sse::response::<ChatCompletionRequest, OpenAi>(sse::chunks(answer)))
     } else {

@@ -1,13 +1,14 @@
 //! `POST /v1/completions`, OpenAI's legacy form.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 
 use super::error::OpenAi;
 use super::{Context, Error, body, sse};
+use crate::auth::Lease;
 use crate::chat;
 use crate::chat::completion::CompletionRequest;
 use crate::chat::protocol::Request;
@@ -15,6 +16,7 @@ use crate::chat::protocol::Request;
 /// Continues a prompt, as a stream or as a whole.
 pub async fn create(
     State(context): State<Context>,
+    Extension(lease): Extension<Lease>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
@@ -22,7 +24,7 @@ pub async fn create(
     let request = Request::<CompletionRequest>::from_slice(&bytes).map_err(chat::Error::from)?;
     drop(bytes);
     request.record_on_span();
-    let answer = context.chat.start(request).await?;
+    let answer = context.chat.start(request.paid_by(lease)).await?;
     if answer.is_stream() {
         Ok(sse::response::<CompletionRequest, OpenAi>(sse::chunks(answer)))
     } else {

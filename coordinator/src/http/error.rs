@@ -286,6 +286,8 @@ fn chat_answer(error: &chat::Error) -> Answer {
         Chat::Generate(GenerateError::GroupLost(_) | GenerateError::ShuttingDown) => {
             unavailable().retry_after(RETRY_AFTER_DEFAULT)
         }
+        Chat::Denied(denied) => denied_answer(denied),
+        Chat::Unrecorded(_) => unavailable().retry_after(RETRY_AFTER_DEFAULT),
         Chat::Internal { .. } => Answer::internal(),
     }
 }

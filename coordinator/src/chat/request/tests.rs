@@ -188,7 +188,7 @@ fn what_the_family_does_not_have_is_taken_out() {
         "response_format": { "type": "grammar", "grammar": "start: \"a\"" },
         "tools": [{ "type": "function", "function": { "name": "f" } }], "parallel_tool_calls": false,
     });
-    let ChatRequest { body, extras } = parse(&fields).unwrap();
+    let ChatRequest { body, extras, .. } = parse(&fields).unwrap();
     assert!(body.response_format.is_none());
     assert_eq!(
         extras,
