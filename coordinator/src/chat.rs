@@ -3,6 +3,8 @@
 //! - [`protocol`]: what the protocols of clients have in common.
 //! - [`invalid`]: what is wrong with a request.
 //! - [`request`]: the body of a chat completion, checked field by field.
+//! - [`messages`]: the body of an Anthropic request.
+//! - [`responses`]: the body of an OpenAI Responses request, and the responses that are kept.
 //! - [`extras`]: what it may ask for beyond the family's own fields.
 //! - [`completion`]: a prompt without a conversation.
 //! - [`compat`]: whose API is kept to.
@@ -16,6 +18,8 @@
 pub mod protocol;
 pub mod invalid;
 pub mod request;
+pub mod messages;
+pub mod responses;
 pub mod extras;
 pub mod completion;
 pub mod compat;

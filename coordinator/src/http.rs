@@ -1,6 +1,7 @@
-//! The HTTP API: OpenAI's completions and models, vLLM's tokenizer routes, metrics and health.
+//! The HTTP API: OpenAI's completions, responses and models, Anthropic's messages, vLLM's tokenizer routes, metrics and
+//! health.
 //!
-//! - [`chat_completions`], [`completions`], [`tokenize`], [`models`], [`health`]: the routes.
+//! - [`chat_completions`], [`completions`], [`responses`], [`messages`], [`tokenize`], [`models`], [`health`]: the routes.
 //! - [`admin`]: keys and usage, for whoever runs the server.
 //! - [`authenticate`]: whose request it is, and whether it may begin.
 //! - [`body`]: a request's body, bounded in size and time.
@@ -10,6 +11,8 @@
 
 pub mod chat_completions;
 pub mod completions;
+pub mod messages;
+pub mod responses;
 pub mod tokenize;
 pub mod models;
 pub mod health;
@@ -34,6 +37,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::Accounts;
 use crate::chat::Chat;
+use crate::chat::responses::store::Store;
 use crate::options::Limits;
 pub use error::Error;
 
@@ -52,6 +56,8 @@ pub struct Context {
     pub accounts: Accounts,
     /// The admin API, where it is on.
     pub admin: Option<admin::Admin>,
+    /// Responses that clients may come back for.
+    pub responses: Arc<Store>,
     /// Bounds on requests.
     pub limits: Arc<Limits>,
     /// The process's metrics.
@@ -64,6 +70,11 @@ pub struct Context {
 pub fn router(context: Context) -> Router {
     let api = Router::new()
         .route("/v1/chat/completions", post(chat_completions::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::count_tokens))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/v1/completions", post(completions::create))
         .route("/v1/tokenize", post(tokenize::tokenize))
         .route("/v1/detokenize", post(tokenize::detokenize))
@@ -76,6 +87,7 @@ pub fn router(context: Context) -> Router {
     let admin = admin.map_or_else(Router::new, |admin| admin::routes(admin.clone()));
     let routes = Router::new()
         .merge(api)
+        .merge(messages::router(context.clone()))
         .route("/metrics", get(metrics))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))

@@ -146,6 +146,7 @@ impl Coordinator {
             chat: Arc::new(chat),
             accounts,
             admin: options.admin.map(|admin| Admin::new(keys, &admin, Arc::clone(&limits))),
+            responses: Arc::default(),
             limits,
             metrics: options.metrics,
             draining: CancellationToken::new(),
@@ -254,6 +255,13 @@ impl Bound {
             while stop.run_until_cancelled(upkeep.tick()).await.is_some() {
                 metrics.run_upkeep();
             }
+            Ok(())
+        });
+        let stop = draining.clone();
+        let responses = context.responses;
+        tasks.spawn(async move {
+            stop.cancelled().await;
+            responses.drained().await;
             Ok(())
         });
         tasks.spawn(async move {

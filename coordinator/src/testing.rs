@@ -285,6 +285,7 @@ impl Fixture {
             ),
             accounts,
             admin: None,
+            responses: Arc::default(),
             limits: Arc::new(limits),
             metrics: metrics(),
             draining: CancellationToken::new(),

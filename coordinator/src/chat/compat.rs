@@ -70,7 +70,7 @@ pub(super) fn relax(
 }
 
 /// Whether a request thinks, as conversion will decide.
-fn thinks(
+pub(super) fn thinks(
     thinking: Option<ThinkingType>,
     effort: Option<RequestReasoningEffort>,
     default_thinking: bool,

@@ -90,7 +90,7 @@ pub fn refuse_unknown(fields: &Map<String, Value>, handled: &[&str]) -> Result<(
 }
 
 /// Whether a field may be left out: null, false, 0 or empty.
-fn asks_for_nothing(value: &Value) -> bool {
+pub(super) fn asks_for_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(value) => !value,
@@ -98,6 +98,31 @@ fn asks_for_nothing(value: &Value) -> bool {
         Value::String(value) => value.is_empty(),
         Value::Array(values) => values.is_empty(),
         Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+/// Fields of objects, and the value of each that only says what is done anyway.
+const DEFAULTS: [(&str, &str); 3] =
+    [("allowed_callers", r#"["direct"]"#), ("context", r#""auto""#), ("mode", r#""standard""#)];
+
+/// Refuses fields of an object that are not in `known` and ask for something.
+pub(super) fn check_object(
+    value: Option<&Value>,
+    path: &str,
+    known: &[&str],
+) -> Result<(), Invalid> {
+    let Some(Value::Object(fields)) = value else { return Ok(()) };
+    let asks = |(name, value): &(&String, &Value)| {
+        let (name, value) = (name.as_str(), *value);
+        let is_default = || DEFAULTS.contains(&(name, value.to_string().as_str()));
+        !known.contains(&name) && !asks_for_nothing(value) && !is_default()
+    };
+    match fields.iter().find(asks) {
+        Some((name, _)) => Err(Invalid::unsupported(
+            &format!("{path}.{name}"),
+            "is not supported by this server; omit it",
+        )),
+        None => Ok(()),
     }
 }
 

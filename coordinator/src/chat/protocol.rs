@@ -1,11 +1,9 @@
 //! What this server must know of a client's protocol beyond deepseek-recipe's conversion of it.
 
-use deepseek_recipe::anthropic::MessagesRequest;
 use deepseek_recipe::openai::chat_completion::request::ChatCompletionRequest;
 use deepseek_recipe::openai::chat_completion::response::{
     ChatCompletionChunk, ChatCompletionOutputTokenUsage, ChatCompletionResponse,
 };
-use deepseek_recipe::openai::responses::request::ResponsesRequest;
 use deepseek_recipe::request::ProtocolRequest;
 use deepseek_recipe::response::{Accumulate as _, ProtocolResponse};
 use deepseek_recipe::stream::ChunkGenerator;
@@ -155,35 +153,5 @@ impl Protocol for ChatCompletionRequest {
         response.accumulate(chunk);
         // Choices begin in any order.
         response.choices.sort_by_key(|choice| choice.index);
-    }
-}
-
-impl Protocol for MessagesRequest {
-    const ID_PREFIX: &'static str = "msg_";
-    const PROMPT: &'static str = "messages";
-
-    fn model(&self) -> &str {
-        &self.model
-    }
-
-    fn relax(&mut self, _: bool, extras: &mut Extras) -> Result<(), Invalid> {
-        extras.temperature = self.temperature;
-        extras.top_p = self.top_p;
-        Ok(())
-    }
-}
-
-impl Protocol for ResponsesRequest {
-    const ID_PREFIX: &'static str = "resp_";
-    const PROMPT: &'static str = "input";
-
-    fn model(&self) -> &str {
-        &self.model
-    }
-
-    fn relax(&mut self, _: bool, extras: &mut Extras) -> Result<(), Invalid> {
-        extras.temperature = self.temperature;
-        extras.top_p = self.top_p;
-        Ok(())
     }
 }

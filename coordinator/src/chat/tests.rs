@@ -1,7 +1,5 @@
 mod parsing;
 
-use deepseek_recipe::anthropic::MessagesRequest;
-use deepseek_recipe::openai::responses::request::ResponsesRequest;
 use serde_json::json;
 
 use super::request::ChatRequest;
@@ -51,51 +49,6 @@ async fn default_max_tokens_depend_on_thinking_and_are_cut_to_the_context() {
         Chat::new(vec![served], 1).start(request(&fields)).await.unwrap();
         assert_eq!(engine.take_requests()[0].max_tokens, expect, "{fields:?}");
     }
-}
-
-/// Starts the same request in a protocol, and returns the id of its answer, its stream and the whole.
-async fn in_protocol<P>(body: &str) -> (String, String, serde_json::Value)
-where
-    P: Protocol + serde::de::DeserializeOwned,
-{
-    let (served, engine) = testing::served();
-    let chat = Chat::new(vec![served], 2);
-    let start = async || {
-        engine.answer(
-            &[&testing::ids("hm")[..], &[testing::END_THINK], &testing::ids("yes")].concat(),
-        );
-        chat.start(Request::<P>::new(serde_json::from_str(body).unwrap())).await.unwrap()
-    };
-    let answer = start().await;
-    let id = answer.id().to_owned();
-    let events = crate::http::sse::response::<P, crate::http::error::OpenAi>(answer).into_body();
-    let events = axum::body::to_bytes(events, usize::MAX).await.unwrap();
-    let whole = serde_json::to_value(start().await.collect().await.unwrap()).unwrap();
-    (id, String::from_utf8(events.to_vec()).unwrap(), whole)
-}
-
-#[tokio::test]
-async fn answers_take_the_form_of_their_protocol() {
-    let messages = r#"{ "model": "tiny", "max_tokens": 9, "thinking": { "type": "enabled", "budget_tokens": 5 },
-        "messages": [{ "role": "user", "content": "hi" }] }"#;
-    let (id, events, whole) = in_protocol::<MessagesRequest>(messages).await;
-    assert!(id.starts_with("msg_"), "{id}");
-    assert!(events.starts_with("event: message_start\ndata: {"), "{events}");
-    assert!(events.trim_end().ends_with("data: {\"type\":\"message_stop\"}"), "{events}");
-    assert_eq!(whole["content"][0]["thinking"], "hm");
-    assert_eq!(whole["content"][1]["text"], "yes");
-    assert_eq!(whole["usage"]["output_tokens"], 6);
-    assert!(whole["usage"]["input_tokens"].as_u64().unwrap() > 5);
-
-    let responses = r#"{ "model": "tiny", "input": "hi", "reasoning": { "effort": "high" } }"#;
-    let (id, events, whole) = in_protocol::<ResponsesRequest>(responses).await;
-    assert!(id.starts_with("resp_"), "{id}");
-    assert!(events.starts_with("event: response.created\ndata: {"), "{events}");
-    assert!(events.contains("event: response.completed\n"), "{events}");
-    assert!(!events.contains("[DONE]"), "{events}");
-    assert_eq!(whole["status"], "completed");
-    assert_eq!(whole["output"][1]["content"][0]["text"], "yes");
-    assert_eq!(whole["usage"]["output_tokens_details"]["reasoning_tokens"], 2);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::admin;
+use crate::chat::responses::store;
 use crate::chat::usage::Chain;
 use crate::engine::request::{GenerateError, SubmitError};
 use crate::{auth, chat};
@@ -77,6 +78,9 @@ pub enum Error {
     /// The chat cannot be served.
     #[error(transparent)]
     Chat(#[from] chat::Error),
+    /// A kept response cannot be used.
+    #[error(transparent)]
+    Kept(#[from] store::Error),
     /// A handler panicked; the log has the message.
     #[error("internal error")]
     Panicked,
@@ -97,6 +101,8 @@ pub struct Report {
     pub message: String,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// Whether the server, not the client, has too much to do.
+    pub is_overload: bool,
 }
 
 /// The form in which a protocol states errors.
@@ -119,6 +125,7 @@ struct Answer {
     code: &'static str,
     param: Option<String>,
     retry_after: Option<Duration>,
+    is_overload: bool,
 }
 
 // === impl OpenAi ===
@@ -138,7 +145,7 @@ impl Dialect for OpenAi {
 
 impl Answer {
     fn new(status: StatusCode, kind: &'static str, code: &'static str) -> Self {
-        Self { status, kind, code, param: None, retry_after: None }
+        Self { status, kind, code, param: None, retry_after: None, is_overload: false }
     }
 
     fn invalid(status: StatusCode, code: &'static str) -> Self {
@@ -155,6 +162,10 @@ impl Answer {
 
     fn retry_after(self, retry_after: Duration) -> Self {
         Self { retry_after: Some(retry_after), ..self }
+    }
+
+    fn overload(self) -> Self {
+        Self { is_overload: true, ..self }
     }
 }
 
@@ -188,6 +199,7 @@ impl Error {
             }
             Self::BodyBroken(_) => Answer::invalid(StatusCode::BAD_REQUEST, "incomplete_body"),
             Self::Chat(error) => chat_answer(error),
+            Self::Kept(error) => kept_answer(error),
             Self::Keys(_) | Self::Panicked => Answer::internal(),
         }
     }
@@ -195,14 +207,14 @@ impl Error {
     /// What the client is told.
     #[must_use]
     pub fn report(&self) -> Report {
-        let Answer { status, kind, code, param, retry_after } = self.answer();
+        let Answer { status, kind, code, param, retry_after, is_overload } = self.answer();
         // What went wrong inside is for the log, not for the client.
         let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
             "internal error; the server's log has the cause under this request id".to_owned()
         } else {
             self.to_string()
         };
-        Report { status, kind, code, param, message, retry_after }
+        Report { status, kind, code, param, message, retry_after, is_overload }
     }
 
     /// The error as a response of another dialect than [`OpenAi`], whose form [`IntoResponse`] gives it.
@@ -262,8 +274,10 @@ fn chat_answer(error: &chat::Error) -> Answer {
     let code = error.code();
     let context_length =
         |param: &str| Answer::invalid(StatusCode::BAD_REQUEST, code).param(param.to_owned());
-    let overloaded = || Answer::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code);
-    let unavailable = || Answer::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code);
+    let overloaded =
+        || Answer::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code).overload();
+    let unavailable =
+        || Answer::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code).overload();
     match error {
         Chat::Invalid(invalid) => {
             Answer::invalid(StatusCode::BAD_REQUEST, code).param(invalid.param.clone())
@@ -297,6 +311,26 @@ impl From<auth::AdmitError> for Error {
         match error {
             auth::AdmitError::Denied(denied) => denied.into(),
             auth::AdmitError::Store(error) => error.into(),
+        }
+    }
+}
+
+fn kept_answer(error: &store::Error) -> Answer {
+    use store::Error as Kept;
+    let previous = |code| {
+        Answer::invalid(StatusCode::BAD_REQUEST, code).param("previous_response_id".to_owned())
+    };
+    match error {
+        Kept::NotFound { .. } => Answer::invalid(StatusCode::NOT_FOUND, "response_not_found"),
+        Kept::PreviousNotFound { .. } => previous("previous_response_not_found"),
+        Kept::PreviousUnfinished { .. } => previous("previous_response_not_finished"),
+        Kept::NotBackground { .. } => {
+            Answer::invalid(StatusCode::BAD_REQUEST, "response_not_cancellable")
+        }
+        Kept::Full { .. } => {
+            Answer::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded")
+                .retry_after(RETRY_AFTER_DEFAULT)
+                .overload()
         }
     }
 }

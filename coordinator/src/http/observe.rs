@@ -24,9 +24,11 @@ const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms"
 const REQUEST_ID_LEN_MAX: usize = 128;
 
 /// The middleware. Prompt text and keys never reach the span or the log.
-pub async fn observe(request: Request, next: Next) -> Response {
+pub async fn observe(mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let id = request_id(request.headers());
+    // For those who state it in a body.
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     let method = request.method().clone();
     let route = request
         .extensions()

@@ -27,8 +27,15 @@ const CONTENT_TYPE_SSE: HeaderValue = HeaderValue::from_static("text/event-strea
 pub fn response<P: Protocol, D: Dialect>(
     chunks: impl Stream<Item = Result<Chunk<P>, chat::Error>> + Send + 'static,
 ) -> Response {
+    respond(events::<P, D>(chunks))
+}
+
+/// The response that streams events.
+pub(super) fn respond(
+    events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+) -> Response {
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE_INTERVAL).text("keep-alive");
-    let mut response = Sse::new(events::<P, D>(chunks)).keep_alive(keep_alive).into_response();
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, CONTENT_TYPE_SSE);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));

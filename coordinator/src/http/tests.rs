@@ -1,10 +1,12 @@
 mod accounts;
 mod admin;
 mod chat;
+mod messages;
 mod choices;
 mod completions;
 mod parameters;
 mod refusals;
+mod responses;
 mod tokenize;
 
 use std::time::Duration;
