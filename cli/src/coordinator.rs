@@ -79,6 +79,22 @@ pub(crate) struct Args {
     #[arg(long, env = "SWITCHYARD_COMPAT", value_enum)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     compat: Option<Compat>,
+    /// What people call a model. May be repeated [default: its id].
+    #[arg(long, value_name = "ID=TEXT")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    model_title: Vec<String>,
+    /// What a model is, for people. May be repeated.
+    #[arg(long, value_name = "ID=TEXT")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    model_description: Vec<String>,
+    /// Whether `/` serves a page to try the models [default: true].
+    #[arg(long, env = "SWITCHYARD_PLAYGROUND", value_name = "BOOL")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    playground: Option<bool>,
+    /// The same as `--playground false`.
+    #[arg(long)]
+    #[serde(skip)]
+    no_playground: bool,
 }
 
 /// Whose API the coordinator keeps to.
@@ -125,11 +141,12 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
     let mut problems = Problems::default();
     let http = problems.address("--http", typed.http.as_deref().unwrap_or(DEFAULT_HTTP));
     let grpc = problems.address("--grpc", typed.grpc.as_deref().unwrap_or(DEFAULT_GRPC));
-    let models = models::parse_all(&typed.model, &mut problems);
+    let mut models = models::parse_all(&typed.model, &mut problems);
     let admin = admin(&typed, &mut problems);
     if typed.model.is_empty() {
         problems.required::<()>("at least one --model", None);
     }
+    models::describe(&mut models, &typed.model_title, &typed.model_description, &mut problems);
     problems.finish()?;
     let (Some(http), Some(grpc)) = (http, grpc) else {
         return Err(Invalid::one("the addresses cannot be used").into());
@@ -151,6 +168,7 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
         admin,
         compat: typed.compat.unwrap_or_default().into(),
         limits: Limits::default(),
+        playground: !args.no_playground && typed.playground.unwrap_or(true),
         metrics: metric_definitions::install()?,
     })
 }
@@ -186,6 +204,8 @@ fn read_key(path: &Path) -> Result<String, String> {
 pub(crate) fn model_options(model: &ModelArg, numerics: Numerics) -> ModelOptions {
     ModelOptions {
         numerics: numerics.into(),
+        title: model.title.clone(),
+        description: model.description.clone(),
         ..ModelOptions::new(model.id.clone(), model.dir.clone())
     }
 }

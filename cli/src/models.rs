@@ -7,6 +7,9 @@ use crate::config::{Invalid, Problems};
 
 /// Folder of the model that ships with the repository, relative to its root.
 const DEMO_MODEL: &str = "models/demo-flash";
+const DEMO_TITLE: &str = "Demo Flash";
+const DEMO_DESCRIPTION: &str = "A tiny model of the DeepSeek-V4 architecture, trained for this repository. It knows greetings, \
+                                small sums, spelling, capitals, colours and JSON; it is no assistant.";
 
 /// A model to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,10 @@ pub(crate) struct ModelArg {
     pub(crate) id: String,
     /// Checkpoint folder.
     pub(crate) dir: PathBuf,
+    /// What people call it.
+    pub(crate) title: Option<String>,
+    /// What it is.
+    pub(crate) description: Option<String>,
 }
 
 /// Parses every `--model`, noting all mistakes; ids must differ.
@@ -52,11 +59,46 @@ pub(crate) fn parse(typed: &str) -> Result<ModelArg, Invalid> {
     }
     let name = || dir.file_name().map(|name| name.to_string_lossy().into_owned());
     match id.or_else(name) {
-        Some(id) if is_id(&id) => Ok(ModelArg { id, dir }),
+        Some(id) if is_id(&id) => Ok(ModelArg { id, dir, title: None, description: None }),
         Some(id) => Err(Invalid::one(format!(
             "--model {typed}: {id:?} cannot be a model id (letters, digits and . _ - / only); use --model ID=DIR"
         ))),
         None => Err(Invalid::one(format!("--model {typed}: give it an id with --model ID=DIR"))),
+    }
+}
+
+/// Gives models the titles and descriptions of `--model-title` and `--model-description`, noting all mistakes.
+pub(crate) fn describe(
+    models: &mut [ModelArg],
+    titles: &[String],
+    descriptions: &[String],
+    problems: &mut Problems,
+) {
+    for typed in titles {
+        if let Some((model, text)) = problems.take(named("--model-title", typed, models)) {
+            model.title = Some(text);
+        }
+    }
+    for typed in descriptions {
+        if let Some((model, text)) = problems.take(named("--model-description", typed, models)) {
+            model.description = Some(text);
+        }
+    }
+}
+
+/// The model and the text of `ID=TEXT`.
+fn named<'a>(
+    flag: &str,
+    typed: &str,
+    models: &'a mut [ModelArg],
+) -> Result<(&'a mut ModelArg, String), String> {
+    let Some((id, text)) = typed.split_once('=').filter(|(_, text)| !text.trim().is_empty()) else {
+        return Err(format!("{flag} {typed}: expected a model's id and a text, ID=TEXT"));
+    };
+    let ids = models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
+    match models.iter_mut().find(|model| model.id == id) {
+        Some(model) => Ok((model, text.trim().to_owned())),
+        None => Err(format!("{flag} {typed}: no --model has the id {id}; there is {ids}")),
     }
 }
 
@@ -76,7 +118,11 @@ pub(crate) fn demo() -> Result<ModelArg, Invalid> {
     for root in roots {
         let dir = root.join(DEMO_MODEL);
         if dir.join("config.json").is_file() {
-            return parse(&dir.to_string_lossy());
+            return Ok(ModelArg {
+                title: Some(DEMO_TITLE.to_owned()),
+                description: Some(DEMO_DESCRIPTION.to_owned()),
+                ..parse(&dir.to_string_lossy())?
+            });
         }
     }
     Err(Invalid::one(format!(

@@ -76,6 +76,24 @@ pub(crate) struct Args {
     /// Folder of compiled GPU kernels [default: the user's cache folder].
     #[arg(long, env = "SWITCHYARD_KERNEL_CACHE", value_name = "DIR")]
     kernel_cache: Option<PathBuf>,
+    /// What people call a model. May be repeated [default: its id].
+    #[arg(long, value_name = "ID=TEXT")]
+    model_title: Vec<String>,
+    /// What a model is, for people. May be repeated.
+    #[arg(long, value_name = "ID=TEXT")]
+    model_description: Vec<String>,
+    /// Whether `/` serves a page to try the models.
+    #[arg(
+        long,
+        env = "SWITCHYARD_PLAYGROUND",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        value_name = "BOOL"
+    )]
+    playground: bool,
+    /// The same as `--playground false`.
+    #[arg(long)]
+    no_playground: bool,
 }
 
 /// A cluster that is coming up or serves.
@@ -144,6 +162,7 @@ pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<Exi
         http: bound.http_addr(),
         grpc: bound.grpc_addr(),
         key: dev_key.as_deref(),
+        has_playground: args.playground && !args.no_playground,
         models: models.iter().map(|model| model.id.as_str()).collect(),
         workers: args.workers,
         ready_after: Duration::ZERO,
@@ -176,6 +195,7 @@ fn models_of(args: &Args) -> Result<Vec<ModelArg>, Invalid> {
     if args.model.is_empty() {
         found.extend(problems.take(models::demo()));
     }
+    models::describe(&mut found, &args.model_title, &args.model_description, &mut problems);
     problems.count("--workers", args.workers, WORKERS_MAX);
     problems.address("--http", &args.http);
     problems.address("--grpc", &args.grpc);
@@ -199,6 +219,7 @@ fn options(
         admin: None,
         compat: args.compat.into(),
         limits: Limits::default(),
+        playground: args.playground && !args.no_playground,
         metrics: metric_definitions::install()?,
     })
 }

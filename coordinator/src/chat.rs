@@ -8,6 +8,7 @@
 //! - [`extras`]: what it may ask for beyond the family's own fields.
 //! - [`completion`]: a prompt without a conversation.
 //! - [`compat`]: whose API is kept to.
+//! - [`parameters`]: what a request may say, as a table for forms and documents.
 //! - [`model`]: a served model's tokenizer and limits.
 //! - [`answer`]: the stream of chunks.
 //! - [`usage`]: what a request is measured by.
@@ -23,6 +24,7 @@ pub mod responses;
 pub mod extras;
 pub mod completion;
 pub mod compat;
+pub mod parameters;
 pub mod model;
 pub mod answer;
 pub mod usage;

@@ -2,6 +2,8 @@
 //! health.
 //!
 //! - [`chat_completions`], [`completions`], [`responses`], [`messages`], [`tokenize`], [`models`], [`health`]: the routes.
+//! - [`openapi`]: the document that describes them.
+//! - [`playground`]: a page to try them.
 //! - [`admin`]: keys and usage, for whoever runs the server.
 //! - [`authenticate`]: whose request it is, and whether it may begin.
 //! - [`body`]: a request's body, bounded in size and time.
@@ -18,6 +20,9 @@ pub mod models;
 pub mod health;
 pub mod admin;
 pub mod authenticate;
+pub mod openapi;
+pub mod playground;
+mod routes;
 pub mod body;
 pub mod sse;
 pub mod observe;
@@ -40,6 +45,8 @@ use crate::chat::Chat;
 use crate::chat::responses::store::Store;
 use crate::options::Limits;
 pub use error::Error;
+use models::Catalog;
+use routes::Routes;
 
 #[cfg(test)]
 mod tests;
@@ -60,6 +67,10 @@ pub struct Context {
     pub responses: Arc<Store>,
     /// Bounds on requests.
     pub limits: Arc<Limits>,
+    /// What people call the models.
+    pub catalog: Arc<Catalog>,
+    /// Whether the playground is served.
+    pub playground: bool,
     /// The process's metrics.
     pub metrics: PrometheusHandle,
     /// Cancelled when the server drains.
@@ -68,7 +79,25 @@ pub struct Context {
 
 /// All routes. Those of the API need a key. The admin API is among them unless it has a listener of its own.
 pub fn router(context: Context) -> Router {
-    let api = Router::new()
+    let keyed = keyed()
+        .into_router()
+        .route_layer(from_fn_with_state(context.accounts.clone(), authenticate::authenticate));
+    let pages = if context.playground { playground::router() } else { Router::new() };
+    let admin = context.admin.as_ref().filter(|admin| !admin.has_listener());
+    let admin = admin.map_or_else(Router::new, |admin| admin::routes(admin.clone()));
+    let routes = Router::new()
+        .merge(keyed)
+        .merge(messages::router(context.clone()))
+        .merge(open().into_router())
+        .merge(pages)
+        .with_state(context)
+        .merge(admin);
+    surround(routes)
+}
+
+/// Routes that need a key, but for those of Anthropic's dialect.
+fn keyed() -> Routes {
+    Routes::new()
         .route("/v1/chat/completions", post(chat_completions::create))
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/input_tokens", post(responses::count_tokens))
@@ -82,19 +111,16 @@ pub fn router(context: Context) -> Router {
         .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(tokenize::model_or_tokenizer))
-        .route_layer(from_fn_with_state(context.accounts.clone(), authenticate::authenticate));
-    let admin = context.admin.as_ref().filter(|admin| !admin.has_listener());
-    let admin = admin.map_or_else(Router::new, |admin| admin::routes(admin.clone()));
-    let routes = Router::new()
-        .merge(api)
-        .merge(messages::router(context.clone()))
+}
+
+/// Routes that need none.
+fn open() -> Routes {
+    Routes::new()
         .route("/metrics", get(metrics))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/health/decode", get(health::decode))
-        .with_state(context)
-        .merge(admin);
-    surround(routes)
+        .route("/openapi.json", get(openapi::serve))
 }
 
 /// What is around all routes of a listener.

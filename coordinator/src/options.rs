@@ -33,6 +33,8 @@ pub struct Options {
     pub compat: Compat,
     /// Bounds on what clients may ask for.
     pub limits: Limits,
+    /// Whether `/` serves the playground, a page to try the models. It needs no key; what it asks for does.
+    pub playground: bool,
     /// The process's metrics, from [`metric_definitions::install`](crate::metric_definitions::install).
     pub metrics: PrometheusHandle,
 }
@@ -51,6 +53,10 @@ pub struct AdminOptions {
 pub struct ModelOptions {
     /// Name that requests choose it by.
     pub id: String,
+    /// What people call it. `None`: its id.
+    pub title: Option<String>,
+    /// What it is, in a sentence or two.
+    pub description: Option<String>,
     /// Folder with `config.json`, `tokenizer.json` and optionally `generation_config.json`.
     pub dir: PathBuf,
     /// Whether requests that do not say think. `None`: `default_thinking` of the model's
@@ -119,6 +125,8 @@ impl ModelOptions {
     pub fn new(id: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
         Self {
             id: id.into(),
+            title: None,
+            description: None,
             dir: dir.into(),
             default_thinking: None,
             numerics: Numerics::default(),

@@ -25,6 +25,7 @@ use crate::chat::{self, Chat, Served};
 use crate::cluster::{self, ModelGroupOptions};
 use crate::engine::status::GroupStatus;
 use crate::http::admin::Admin;
+use crate::http::models::Catalog;
 use crate::options::{ModelOptions, Options};
 use crate::{grpc, http};
 
@@ -148,6 +149,8 @@ impl Coordinator {
             admin: options.admin.map(|admin| Admin::new(keys, &admin, Arc::clone(&limits))),
             responses: Arc::default(),
             limits,
+            catalog: Arc::new(Catalog::new(&options.models)),
+            playground: options.playground,
             metrics: options.metrics,
             draining: CancellationToken::new(),
         };

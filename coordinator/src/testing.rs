@@ -21,6 +21,7 @@ use crate::engine::request::{
     FinishReason, GenerateEvent, GenerateRequest, GeneratedToken, Generation, SubmitError,
 };
 use crate::engine::status::{GroupStatus, Phase};
+use crate::http::models::Catalog;
 use crate::options::{Limits, ModelOptions};
 use crate::{http, metric_definitions};
 
@@ -287,6 +288,8 @@ impl Fixture {
             admin: None,
             responses: Arc::default(),
             limits: Arc::new(limits),
+            catalog: Arc::new(Catalog::new(&[])),
+            playground: true,
             metrics: metrics(),
             draining: CancellationToken::new(),
         };

@@ -1,4 +1,4 @@
-use super::{parse, parse_all};
+use super::{describe, parse, parse_all};
 use crate::config::Problems;
 
 #[test]
@@ -35,4 +35,26 @@ fn two_models_need_two_ids() {
     let mut problems = Problems::default();
     parse_all(&[typed.clone(), typed], &mut problems);
     assert!(problems.finish().unwrap_err().to_string().contains("already names"));
+}
+
+#[test]
+fn titles_go_to_the_model_they_name() {
+    let root = tempfile::tempdir().unwrap();
+    let mut problems = Problems::default();
+    let typed = ["a", "b"].map(|id| format!("{id}={}", root.path().display()));
+    let mut models = parse_all(&typed, &mut problems);
+    let titles = ["b=Second = last".to_owned()];
+    describe(&mut models, &titles, &["a= What it is. ".to_owned()], &mut problems);
+    assert_eq!(
+        (models[0].title.as_deref(), models[1].title.as_deref()),
+        (None, Some("Second = last"))
+    );
+    assert_eq!(models[0].description.as_deref(), Some("What it is."));
+    problems.finish().unwrap();
+
+    let mut problems = Problems::default();
+    let wrong = ["c=Third".to_owned(), "a=".to_owned(), "a".to_owned()];
+    describe(&mut models, &wrong, &[], &mut problems);
+    let message = problems.finish().unwrap_err().to_string();
+    assert!(message.contains("3 mistakes") && message.contains("there is a, b"), "{message}");
 }

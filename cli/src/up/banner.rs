@@ -13,6 +13,8 @@ pub(super) struct Banner<'a> {
     pub(super) grpc: SocketAddr,
     /// The key to show; `None` when the operator chose it and knows it.
     pub(super) key: Option<&'a str>,
+    /// Whether the HTTP address serves a page to try the models.
+    pub(super) has_playground: bool,
     /// Ids of the models served, at least one.
     pub(super) models: Vec<&'a str>,
     /// Workers of each model.
@@ -37,6 +39,9 @@ impl fmt::Display for Banner<'_> {
         let plural = if self.workers == 1 { "worker" } else { "workers" };
         rows.extend(self.models.iter().map(|m| format!("Model  {m} on {} {plural}", self.workers)));
         rows.push(format!("HTTP   {url}/v1"));
+        if self.has_playground {
+            rows.push(format!("Web    {url}/"));
+        }
         rows.push(format!("gRPC   {}", reachable(self.grpc)));
         rows.push(format!("Key    {}", self.key.unwrap_or("the one you gave")));
         write_box(f, &rows)?;

@@ -6,6 +6,8 @@ use axum::Json;
 use axum::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::admin;
@@ -114,6 +116,24 @@ pub trait Dialect: 'static {
     fn event(report: &Report) -> (Option<&'static str>, Value);
 }
 
+/// The body of an error response, and of an error event in a stream.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ErrorBody<'a> {
+    error: ErrorObject<'a>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct ErrorObject<'a> {
+    /// For people.
+    message: &'a str,
+    /// The kind of fault, such as `invalid_request_error`.
+    r#type: &'static str,
+    /// The field, when there is one.
+    param: Option<&'a str>,
+    /// For programs.
+    code: &'static str,
+}
+
 /// `{"error": {"message", "type", "param", "code"}}`, in responses and in events.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenAi;
@@ -133,7 +153,8 @@ struct Answer {
 impl Dialect for OpenAi {
     fn body(report: &Report) -> Value {
         let Report { kind, code, param, message, .. } = report;
-        json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
+        let error = ErrorObject { message, r#type: kind, param: param.as_deref(), code };
+        json!(ErrorBody { error })
     }
 
     fn event(report: &Report) -> (Option<&'static str>, Value) {

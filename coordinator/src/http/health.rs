@@ -5,37 +5,52 @@
 //!   so that a router can choose by model.
 //! - decode: no group has work without having produced a token for the configured time.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Context;
 
 /// Answer of `/health/ready`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Ready {
+    /// `ready`, `not ready` or `draining`.
     status: &'static str,
+    /// Each model's state.
+    #[schemars(with = "BTreeMap<String, ModelReady>")]
     models: IndexMap<String, ModelReady>,
 }
 
-#[derive(Debug, Serialize)]
+/// A model's state.
+#[derive(Debug, Serialize, JsonSchema)]
 struct ModelReady {
+    /// Whether a request sent now will be served.
     ready: bool,
+    /// What its workers are doing.
     phase: String,
+    /// Which membership and placement of its workers this is.
     epoch: u64,
+    /// Its workers.
     world_size: usize,
+    /// Answers being generated.
     running: usize,
+    /// Requests waiting for their turn.
     waiting: usize,
 }
 
 /// Answer of `/health/decode`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Decode {
+    /// `ok` or `stalled`.
     status: &'static str,
     /// Seconds without a token despite work, by model; empty when all is well.
+    #[schemars(with = "BTreeMap<String, u64>")]
     stalled_seconds: IndexMap<String, u64>,
 }
 

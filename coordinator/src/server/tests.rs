@@ -26,6 +26,7 @@ impl Setup {
             bootstrap_key: Some(Secret::new(KEY)),
             admin: None,
             compat: Compat::default(),
+            playground: false,
             limits: Limits::default(),
             metrics: testing::metrics(),
         }

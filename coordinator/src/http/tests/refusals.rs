@@ -234,7 +234,7 @@ async fn unknown_models_paths_and_methods_are_404_and_405() {
     assert_eq!(answer.error(), (404, "model_not_found".into(), Some("model".into())));
     assert!(answer.text().contains("`gpt-4` does not exist; this server has tiny"));
     assert_eq!(fixture.get("/v1/nothing").await.error(), (404, "unknown_url".into(), None));
-    assert_eq!(fixture.get("/").await.error().1, "unknown_url");
+    assert_eq!(fixture.get("/nothing").await.error().1, "unknown_url");
     let answer = fixture.get("/v1/chat/completions").await;
     assert_eq!(answer.error(), (405, "method_not_allowed".into(), None));
     assert_eq!(answer.header("allow"), "POST");

@@ -1,0 +1,259 @@
+use std::collections::BTreeSet;
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use axum::response::Response;
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::engine::request::{FinishReason, GenerateEvent, GeneratedToken};
+use crate::http::{keyed, open, router};
+use crate::testing::{self, Fixture, KEY, MODEL};
+
+/// Methods that a route could take and the document could have.
+const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
+/// A page of documentation that must have every route and parameter.
+const API_PAGE: &str = include_str!("../../../../docs/api.md");
+
+async fn send(fixture: &Fixture, method: &str, path: &str, body: String) -> Response {
+    let request = Request::builder()
+        .method(method.to_ascii_uppercase().as_str())
+        .uri(path)
+        .header("authorization", format!("Bearer {KEY}"))
+        .header("content-type", "application/json");
+    router(fixture.context.clone()).oneshot(request.body(Body::from(body)).unwrap()).await.unwrap()
+}
+
+async fn text(response: Response) -> String {
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn the_document_has_every_route_and_no_other() {
+    let fixture = Fixture::new().await;
+    let routed: BTreeSet<_> = keyed().paths().chain(open().paths()).collect();
+    let document = document();
+    let paths = document["paths"].as_object().unwrap();
+    assert_eq!(paths.keys().cloned().collect::<BTreeSet<_>>(), routed);
+    for (path, described) in paths {
+        for method in METHODS {
+            let concrete = path.replace("{id}", MODEL);
+            let response = send(&fixture, method, &concrete, String::new()).await;
+            let is_routed = response.status() != StatusCode::METHOD_NOT_ALLOWED;
+            assert_eq!(described.get(method).is_some(), is_routed, "{method} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_needs_a_key_is_marked() {
+    let fixture = Fixture::new().await;
+    for operation in operations::all() {
+        let path = operation.path.replace("{id}", MODEL);
+        let request = Request::builder().method(operation.method.clone()).uri(path);
+        let request = request.body(Body::empty()).unwrap();
+        let status = router(fixture.context.clone()).oneshot(request).await.unwrap().status();
+        let needs_key = status == StatusCode::UNAUTHORIZED;
+        assert_eq!(operation.access == Access::Key, needs_key, "{}", operation.path);
+    }
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+        if let Value::Object(fields) = value {
+            found.extend(fields.get("$ref").and_then(Value::as_str));
+            fields.values().for_each(|value| references(value, found));
+        } else if let Value::Array(values) = value {
+            values.iter().for_each(|value| references(value, found));
+        }
+    }
+    let document = document();
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(found.len() > 30, "{found:?}");
+    for reference in found {
+        assert!(document.pointer(reference.trim_start_matches('#')).is_some(), "{reference}");
+    }
+}
+
+#[test]
+fn refusals_are_statuses_of_the_table_and_ids_differ() {
+    let operations = operations::all();
+    let ids: BTreeSet<_> = operations.iter().map(|operation| operation.id).collect();
+    assert_eq!(ids.len(), operations.len());
+    for operation in &operations {
+        assert!(operation.errors().all(statuses::is_listed), "{}", operation.path);
+        assert!(!operation.summary.is_empty() && !operation.description.is_empty());
+        assert!(!operation.answers.is_empty());
+    }
+}
+
+#[test]
+fn the_page_of_the_documentation_has_every_route_and_parameter() {
+    let mut missing = Vec::new();
+    for operation in operations::all() {
+        missing.extend((!API_PAGE.contains(operation.path)).then(|| operation.path.to_owned()));
+    }
+    let parameters = crate::chat::parameters::all(&crate::chat::parameters::Facts::default());
+    for parameter in parameters {
+        let row = format!("| `{}` |", parameter.name());
+        missing.extend((!API_PAGE.contains(&row)).then_some(row));
+    }
+    assert_eq!(missing, [""; 0], "docs/api.md lacks these");
+}
+
+/// Whether a value fits a schema, as far as our schemas go; the first misfit otherwise.
+fn misfit(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<String> {
+    if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+        let schema = document.pointer(reference.trim_start_matches('#')).unwrap();
+        return misfit(document, schema, value, at);
+    }
+    for key in ["anyOf", "oneOf"] {
+        if let Some(choices) = schema.get(key).and_then(Value::as_array) {
+            let mut misfits = choices.iter().map(|choice| misfit(document, choice, value, at));
+            return misfits.find(Option::is_none).unwrap_or_else(|| Some(format!("{at}: {value}")));
+        }
+    }
+    if let Some(expected) = schema.get("const") {
+        return (expected != value).then(|| format!("{at}: {value}"));
+    }
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let is_kind = |listed: &Value| listed == kind || (listed == "number" && kind == "integer");
+    let fits = match schema.get("type") {
+        Some(Value::Array(kinds)) => kinds.iter().any(is_kind),
+        Some(one) => is_kind(one),
+        None => true,
+    };
+    if !fits {
+        return Some(format!("{at} is {kind}, not {}", schema["type"]));
+    }
+    let mut missing = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    if let Some(name) = missing.find(|name| value.get(name).is_none()) {
+        return Some(format!("{at}.{name} is missing"));
+    }
+    match value {
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| {
+            let at = format!("{at}.{name}");
+            match (schema["properties"].get(name), schema.get("additionalProperties")) {
+                (Some(schema), _) | (None, Some(schema)) => misfit(document, schema, value, &at),
+                (None, None) if schema.get("properties").is_none() => None,
+                (None, None) => Some(format!("{at} is not described")),
+            }
+        }),
+        Value::Array(values) => {
+            values.iter().find_map(|value| misfit(document, &schema["items"], value, at))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
+
+/// The schema of an operation's answer.
+fn schema<'a>(
+    document: &'a Value,
+    path: &str,
+    method: &str,
+    status: &str,
+    kind: &str,
+) -> &'a Value {
+    let answer = &document["paths"][path][method]["responses"][status];
+    let answer = match answer.get("$ref").and_then(Value::as_str) {
+        Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => answer,
+    };
+    &answer["content"][kind]["schema"]
+}
+
+#[tokio::test]
+async fn real_answers_fit_their_schemas() {
+    let fixture = Fixture::new().await;
+    let document = document();
+    for path in ["/v1/models", "/v1/models/{id}", "/health/ready", "/health/decode"] {
+        let answer =
+            text(send(&fixture, "get", &path.replace("{id}", MODEL), String::new()).await).await;
+        let schema = schema(&document, path, "get", "200", "application/json");
+        let answer = serde_json::from_str(&answer).unwrap();
+        assert_eq!(misfit(&document, schema, &answer, path), None);
+    }
+    let unknown = text(send(&fixture, "get", "/v1/models/other", String::new()).await).await;
+    let schema = schema(&document, "/v1/models/{id}", "get", "404", "application/json");
+    assert_eq!(misfit(&document, schema, &serde_json::from_str(&unknown).unwrap(), "error"), None);
+}
+
+/// Tokens of an answer that calls a tool.
+fn tool_call() -> Vec<u32> {
+    let pieces = [
+        "\n\n<",
+        "tool_calls>\n<",
+        "invoke name=\"f\">\n<",
+        "parameter name=\"a\" string=\"true\">x</",
+        "parameter>\n</",
+        "invoke>\n</",
+        "tool_calls>",
+    ];
+    pieces.map(testing::ids).join(&testing::DSML)
+}
+
+#[tokio::test]
+async fn chat_answers_fit_their_schemas() {
+    let fixture = Fixture::new().await;
+    let document = document();
+    let path = "/v1/chat/completions";
+    let thoughts = [testing::ids("hm"), vec![testing::END_THINK], testing::ids("42")].concat();
+    let tool = json!({ "type": "function", "function": { "name": "f" } });
+    for (fields, tokens, part) in [
+        (json!({ "thinking": { "type": "enabled" } }), thoughts.clone(), "reasoning_content"),
+        (json!({ "logprobs": true }), thoughts, "top_logprobs"),
+        (json!({ "tools": [tool] }), tool_call(), "tool_calls"),
+        (json!({ "stream_options": { "include_usage": true } }), testing::ids("a"), "\"usage\""),
+    ] {
+        for stream in [false, true] {
+            let mut body = json!({
+                "model": MODEL, "stream": stream, "messages": [{ "role": "user", "content": "hi" }],
+            });
+            for (name, value) in fields.as_object().unwrap() {
+                if stream || name != "stream_options" {
+                    body[name] = value.clone();
+                }
+            }
+            let events = tokens.iter().map(|token| with_logprob(*token));
+            let events = events.chain([GenerateEvent::Finished(FinishReason::Stop)]).collect();
+            fixture.engine.script(testing::Script::Events(events));
+            let answer = text(send(&fixture, "post", path, body.to_string()).await).await;
+            let kind = if stream { "text/event-stream" } else { "application/json" };
+            let mut schema = schema(&document, path, "post", "200", kind);
+            if stream {
+                let event = schema["$ref"].as_str().unwrap().trim_start_matches('#');
+                schema =
+                    document.pointer(&format!("{event}/properties/data/contentSchema")).unwrap();
+            }
+            for value in values(&answer, stream) {
+                assert_eq!(misfit(&document, schema, &value, "answer"), None, "{value}");
+            }
+            assert!(answer.contains(part), "{part} is not in {answer}");
+        }
+    }
+}
+
+fn with_logprob(token_id: u32) -> GenerateEvent {
+    let top_logprobs = vec![(token_id, -0.5)];
+    GenerateEvent::Token(GeneratedToken { token_id, logprob: Some(-0.5), top_logprobs })
+}
+
+/// The JSON of a whole answer, or of each chunk of a streamed one.
+fn values(answer: &str, stream: bool) -> Vec<Value> {
+    if !stream {
+        return vec![serde_json::from_str(answer).unwrap()];
+    }
+    let data = answer.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
+}

@@ -1,0 +1,46 @@
+"""The API against its own document: schemathesis sends what the document allows, and what it forbids."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import urllib.request
+
+# What must hold for each answer: no 5xx, no status, content type or body that the document does not have.
+CHECKS = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "unsupported_method",
+    "ignored_auth",
+]
+EXAMPLES = 60
+SEED = 20_260
+
+
+def document(server):
+    """The server's document, with a served model and short answers, so that requests get through to it."""
+    with urllib.request.urlopen(server.root_url + "/openapi.json", timeout=10) as response:
+        document = json.load(response)
+    chat = document["components"]["schemas"]["ChatCompletionRequest"]["properties"]
+    chat["model"]["enum"] = [server.model]
+    chat["max_tokens"]["maximum"] = 16
+    chat["max_completion_tokens"]["maximum"] = 16
+    retrieve = document["paths"]["/v1/models/{id}"]["get"]
+    retrieve["parameters"][0]["schema"]["enum"] = [server.model, "no-such-model"]
+    return document
+
+
+def test_no_answer_contradicts_the_document(server, tmp_path):
+    path = tmp_path / "openapi.json"
+    path.write_text(json.dumps(document(server)))
+    program = pathlib.Path(sys.executable).with_name("schemathesis")
+    command = [program, "run", path, "--url", server.root_url]
+    command += ["--header", f"Authorization: Bearer {server.key}", "--checks", ",".join(CHECKS)]
+    command += ["--phases", "coverage,fuzzing", "--max-examples", EXAMPLES, "--seed", SEED]
+    command += ["--continue-on-failure", "--request-timeout", 30]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert "0 generated" not in done.stdout
