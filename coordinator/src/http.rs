@@ -111,6 +111,7 @@ fn keyed() -> Routes {
         .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(tokenize::model_or_tokenizer))
+        .serves("/v1/models/{id}/tokenizer")
 }
 
 /// Routes that need none.

@@ -108,16 +108,14 @@ fn depth(text: &str) -> usize {
 /// A term that matches JSON documents of `schema`.
 fn json_term(schema: &Value) -> String {
     let options = json!({ "whitespace_pattern": JSON_BLANKS, "coerce_one_of": true });
-    let schema = match schema {
-        Value::Object(fields) => {
-            let mut fields = fields.clone();
-            // Whoever sent the schema does not choose the options.
-            fields.insert("x-guidance".to_owned(), options);
-            Value::Object(fields)
-        }
+    // Whoever sent the schema does not choose the options.
+    let schema = if let Some(fields) = schema.as_object() {
+        let mut fields = fields.clone();
+        fields.insert("x-guidance".to_owned(), options);
+        Value::Object(fields)
+    } else {
         // `true` takes anything, `false` nothing; the compiler refuses the rest.
-        Value::Bool(true) => json!({ "x-guidance": options }),
-        other => json!({ "allOf": [other], "x-guidance": options }),
+        json!({ "allOf": [schema], "x-guidance": options })
     };
     format!("%json {schema}")
 }

@@ -23,10 +23,12 @@ def document(server):
     """The server's document, with a served model and short answers, so that requests get through to it."""
     with urllib.request.urlopen(server.root_url + "/openapi.json", timeout=10) as response:
         document = json.load(response)
-    chat = document["components"]["schemas"]["ChatCompletionRequest"]["properties"]
-    chat["model"]["enum"] = [server.model]
-    chat["max_tokens"]["maximum"] = 16
-    chat["max_completion_tokens"]["maximum"] = 16
+    for schema in document["components"]["schemas"].values():
+        fields = schema.get("properties", {})
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            if "model" in fields and name in fields:
+                fields["model"]["enum"] = [server.model]
+                fields[name]["maximum"] = 16
     retrieve = document["paths"]["/v1/models/{id}"]["get"]
     retrieve["parameters"][0]["schema"]["enum"] = [server.model, "no-such-model"]
     return document

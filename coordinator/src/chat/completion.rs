@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 
 use super::extras::{self, Extras, N_MAX};
 use super::invalid::{self, Invalid, InvalidCode};
-use super::protocol::{Place, Protocol, Request};
+use super::protocol::{Asked, Place, Protocol, Request};
 use super::request::check_n;
 use crate::metric_definitions as names;
 pub use response::{Completion, Generator};
@@ -113,24 +113,6 @@ impl Request<CompletionRequest> {
         invalid::refuse_unknown(&fields, &HANDLED)?;
         extras.raw = Some(raw);
         Ok(Self { body: invalid::typed(fields)?, extras, lease: None })
-    }
-
-    /// Notes the request's parameters on the current span, under their OpenTelemetry names.
-    pub(crate) fn record_on_span(&self) {
-        let body = &self.body;
-        let span = tracing::Span::current();
-        span.record("gen_ai.operation.name", names::GEN_AI_OPERATION_TEXT_COMPLETION);
-        span.record("gen_ai.provider.name", names::GEN_AI_PROVIDER_DEEPSEEK);
-        span.record("gen_ai.request.model", body.model.as_str());
-        span.record("gen_ai.request.max_tokens", body.max_tokens);
-        span.record("gen_ai.request.temperature", body.temperature);
-        span.record("gen_ai.request.top_p", body.top_p);
-        span.record("gen_ai.request.top_k", (self.extras.top_k > 0).then_some(self.extras.top_k));
-        span.record("gen_ai.request.presence_penalty", body.presence_penalty);
-        span.record("gen_ai.request.frequency_penalty", body.frequency_penalty);
-        span.record("gen_ai.request.choice.count", body.n);
-        span.record("gen_ai.request.seed", body.seed);
-        span.record("gen_ai.request.stream", body.stream);
     }
 }
 
@@ -252,6 +234,19 @@ impl Protocol for CompletionRequest {
 
     fn model(&self) -> &str {
         &self.model
+    }
+
+    fn asked(&self) -> Asked {
+        Asked {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            n: self.n,
+            seed: self.seed,
+            stream: self.stream,
+        }
     }
 
     fn relax(&mut self, _: bool, extras: &mut Extras) -> Result<(), Invalid> {

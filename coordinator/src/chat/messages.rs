@@ -23,8 +23,7 @@ use serde_json::{Map, Value};
 use super::compat::thinks;
 use super::extras::Extras;
 use super::invalid::{self, Invalid, InvalidCode, asks_for_nothing, check_object};
-use super::protocol::{Protocol, Request};
-use crate::metric_definitions as names;
+use super::protocol::{Asked, Protocol, Request};
 
 #[cfg(test)]
 mod tests;
@@ -103,19 +102,6 @@ impl Messages {
         let body = without_thinking_before_prefill(body);
         Ok(Request { body: Self { body, schema, strict }, extras, lease: None })
     }
-
-    /// Notes the request's parameters on the current span, under their OpenTelemetry names.
-    pub(crate) fn record_on_span(&self) {
-        let body = &self.body;
-        let span = tracing::Span::current();
-        span.record("gen_ai.operation.name", names::GEN_AI_OPERATION_CHAT);
-        span.record("gen_ai.provider.name", names::GEN_AI_PROVIDER_DEEPSEEK);
-        span.record("gen_ai.request.model", body.model.as_str());
-        span.record("gen_ai.request.max_tokens", body.max_tokens);
-        span.record("gen_ai.request.temperature", body.temperature);
-        span.record("gen_ai.request.top_p", body.top_p);
-        span.record("gen_ai.request.stream", body.stream);
-    }
 }
 
 impl ProtocolRequest for Messages {
@@ -153,6 +139,17 @@ impl Protocol for Messages {
 
     fn model(&self) -> &str {
         &self.body.model
+    }
+
+    fn asked(&self) -> Asked {
+        let body = &self.body;
+        Asked {
+            max_tokens: body.max_tokens,
+            temperature: body.temperature,
+            top_p: body.top_p,
+            stream: body.stream,
+            ..Asked::default()
+        }
     }
 
     fn relax(&mut self, default_thinking: bool, extras: &mut Extras) -> Result<(), Invalid> {

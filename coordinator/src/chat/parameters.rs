@@ -115,6 +115,13 @@ pub fn body_schema() -> Value {
     })
 }
 
+/// The schemas of the parameters named, for a body of another dialect that has them, too.
+#[must_use]
+pub fn properties(names: &[&str]) -> Map<String, Value> {
+    let named = all(&Facts::default()).into_iter().filter(|it| names.contains(&it.name));
+    named.map(|parameter| parameter.property(None)).collect()
+}
+
 /// The two ways to give a conversation; both need the fields `also`, too.
 fn conversation_forms(also: &[&str]) -> Value {
     let with = |field| also.iter().copied().chain([field]).collect::<Vec<_>>();

@@ -34,6 +34,9 @@ pub trait Protocol:
     /// Id of the model that is asked for.
     fn model(&self) -> &str;
 
+    /// What it asks for, as far as the span of its request notes that.
+    fn asked(&self) -> Asked;
+
     /// Takes out what conversion would drop or refuse, but this server does; see [`compat`].
     ///
     /// # Errors
@@ -64,6 +67,27 @@ pub trait Protocol:
     {
         response.accumulate(chunk);
     }
+}
+
+/// What a request asks for, of the attributes that OpenTelemetry names.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Asked {
+    /// Most tokens of the answer.
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature.
+    pub temperature: Option<f32>,
+    /// Share of the distribution that is drawn from.
+    pub top_p: Option<f32>,
+    /// Taken once for a token that the answer has.
+    pub presence_penalty: Option<f32>,
+    /// Taken for each time that the answer has a token.
+    pub frequency_penalty: Option<f32>,
+    /// Choices.
+    pub n: Option<u8>,
+    /// Of the sampling.
+    pub seed: Option<u64>,
+    /// Whether the answer is streamed.
+    pub stream: Option<bool>,
 }
 
 /// Where a chunk belongs in an answer of several choices.
@@ -104,6 +128,26 @@ impl<P> Request<P> {
     }
 }
 
+impl<P: Protocol> Request<P> {
+    /// Notes the request's parameters on the current span, under their OpenTelemetry names.
+    pub fn record_on_span(&self) {
+        let asked = self.body.asked();
+        let span = tracing::Span::current();
+        span.record("gen_ai.operation.name", P::OPERATION);
+        span.record("gen_ai.provider.name", names::GEN_AI_PROVIDER_DEEPSEEK);
+        span.record("gen_ai.request.model", self.body.model());
+        span.record("gen_ai.request.max_tokens", asked.max_tokens);
+        span.record("gen_ai.request.temperature", asked.temperature);
+        span.record("gen_ai.request.top_p", asked.top_p);
+        span.record("gen_ai.request.top_k", (self.extras.top_k > 0).then_some(self.extras.top_k));
+        span.record("gen_ai.request.presence_penalty", asked.presence_penalty);
+        span.record("gen_ai.request.frequency_penalty", asked.frequency_penalty);
+        span.record("gen_ai.request.choice.count", asked.n);
+        span.record("gen_ai.request.seed", asked.seed);
+        span.record("gen_ai.request.stream", asked.stream);
+    }
+}
+
 // === impl Protocol ===
 
 impl Protocol for ChatCompletionRequest {
@@ -112,6 +156,19 @@ impl Protocol for ChatCompletionRequest {
 
     fn model(&self) -> &str {
         &self.model
+    }
+
+    fn asked(&self) -> Asked {
+        Asked {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            n: self.n,
+            seed: self.seed,
+            stream: self.stream,
+        }
     }
 
     fn relax(&mut self, default_thinking: bool, extras: &mut Extras) -> Result<(), Invalid> {

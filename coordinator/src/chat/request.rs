@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use super::extras::{Extras, N_MAX};
 use super::invalid::{self, Invalid, InvalidCode};
 use super::protocol::Request;
-use crate::metric_definitions as names;
 
 #[cfg(test)]
 mod tests;
@@ -83,24 +82,6 @@ impl ChatRequest {
         let has_tools = body.tools.as_ref().is_some_and(|tools| !tools.is_empty());
         extras.rules.single_tool_call = has_tools && body.parallel_tool_calls == Some(false);
         Ok(Self { body, extras, lease: None })
-    }
-
-    /// Notes the request's parameters on the current span, under their OpenTelemetry names.
-    pub(crate) fn record_on_span(&self) {
-        let body = &self.body;
-        let span = tracing::Span::current();
-        span.record("gen_ai.operation.name", names::GEN_AI_OPERATION_CHAT);
-        span.record("gen_ai.provider.name", names::GEN_AI_PROVIDER_DEEPSEEK);
-        span.record("gen_ai.request.model", body.model.as_str());
-        span.record("gen_ai.request.max_tokens", body.max_tokens);
-        span.record("gen_ai.request.temperature", body.temperature);
-        span.record("gen_ai.request.top_p", body.top_p);
-        span.record("gen_ai.request.top_k", (self.extras.top_k > 0).then_some(self.extras.top_k));
-        span.record("gen_ai.request.presence_penalty", body.presence_penalty);
-        span.record("gen_ai.request.frequency_penalty", body.frequency_penalty);
-        span.record("gen_ai.request.choice.count", body.n);
-        span.record("gen_ai.request.seed", body.seed);
-        span.record("gen_ai.request.stream", body.stream);
     }
 }
 

@@ -24,8 +24,7 @@ use serde_json::{Map, Value};
 use super::compat::thinks;
 use super::extras::Extras;
 use super::invalid::{self, Invalid, InvalidCode, asks_for_nothing, check_object};
-use super::protocol::{Protocol, Request};
-use crate::metric_definitions as names;
+use super::protocol::{Asked, Protocol, Request};
 use settings::Settings;
 
 #[cfg(test)]
@@ -164,23 +163,6 @@ fn check_tools(fields: &Map<String, Value>) -> Result<(), Invalid> {
     Ok(())
 }
 
-// === impl Responses ===
-
-impl Responses {
-    /// Notes the request's parameters on the current span, under their OpenTelemetry names.
-    pub(crate) fn record_on_span(&self) {
-        let body = &self.0;
-        let span = tracing::Span::current();
-        span.record("gen_ai.operation.name", names::GEN_AI_OPERATION_CHAT);
-        span.record("gen_ai.provider.name", names::GEN_AI_PROVIDER_DEEPSEEK);
-        span.record("gen_ai.request.model", body.model.as_str());
-        span.record("gen_ai.request.max_tokens", body.max_output_tokens);
-        span.record("gen_ai.request.temperature", body.temperature);
-        span.record("gen_ai.request.top_p", body.top_p);
-        span.record("gen_ai.request.stream", body.stream);
-    }
-}
-
 impl ProtocolRequest for Responses {
     type Response = ResponsesResponse;
 
@@ -203,6 +185,17 @@ impl Protocol for Responses {
 
     fn model(&self) -> &str {
         &self.0.model
+    }
+
+    fn asked(&self) -> Asked {
+        let body = &self.0;
+        Asked {
+            max_tokens: body.max_output_tokens,
+            temperature: body.temperature,
+            top_p: body.top_p,
+            stream: body.stream,
+            ..Asked::default()
+        }
     }
 
     fn relax(&mut self, default_thinking: bool, extras: &mut Extras) -> Result<(), Invalid> {

@@ -21,7 +21,12 @@ use super::{Error, bearer};
 use crate::auth::{KeyId, KeyStore};
 use crate::options::{AdminOptions, Limits};
 pub use keys::KeyObject;
+pub(super) use keys::{KeyList, KeyPatch, NewKey};
+pub(super) use usage::UsageList;
 pub use usage::UsageObject;
+
+/// Paths of the routes: keys, one key, usage.
+pub(super) const PATHS: [&str; 3] = ["/admin/v1/keys", "/admin/v1/keys/{id}", "/admin/v1/usage"];
 
 /// What the routes of the admin API share.
 #[derive(Clone, Debug)]
@@ -74,10 +79,11 @@ pub fn router(admin: Admin) -> Router {
 }
 
 pub(super) fn routes(admin: Admin) -> Router {
+    let [keys, key, usage] = PATHS;
     Router::new()
-        .route("/admin/v1/keys", get(keys::list).post(keys::create))
-        .route("/admin/v1/keys/{id}", get(keys::retrieve).patch(keys::update).delete(keys::revoke))
-        .route("/admin/v1/usage", get(usage::sum_up))
+        .route(keys, get(keys::list).post(keys::create))
+        .route(key, get(keys::retrieve).patch(keys::update).delete(keys::revoke))
+        .route(usage, get(usage::sum_up))
         .route_layer(from_fn_with_state(admin.clone(), authenticate))
         .with_state(admin)
 }

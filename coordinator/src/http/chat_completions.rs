@@ -4,11 +4,11 @@
 //! `"usage": null`, and one more chunk with `"choices": []` carries it, so that clients which add up chunks count it
 //! once); without, and always in compatibility with DeepSeek, its form (the last chunk with `finish_reason` carries it).
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse as _, Response};
-use axum::{Extension, Json};
+use axum::response::Response;
 use deepseek_recipe::openai::chat_completion::request::ChatCompletionRequest;
 
 use super::error::OpenAi;
@@ -27,11 +27,5 @@ pub async fn create(
     let bytes = body::read(&headers, body, &context.limits).await?;
     let request = ChatRequest::from_slice(&bytes).map_err(chat::Error::from)?;
     drop(bytes);
-    request.record_on_span();
-    let answer = context.chat.start(request.paid_by(lease)).await?;
-    if answer.is_stream() {
-        Ok(sse::response::<ChatCompletionRequest, OpenAi>(sse::chunks(answer)))
-    } else {
-        Ok(Json(answer.collect().await?).into_response())
-    }
+    sse::answer::<ChatCompletionRequest, OpenAi>(&context.chat, request.paid_by(lease)).await
 }

@@ -1,10 +1,10 @@
 //! `POST /v1/completions`, OpenAI's legacy form.
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse as _, Response};
-use axum::{Extension, Json};
+use axum::response::Response;
 
 use super::error::OpenAi;
 use super::{Context, Error, body, sse};
@@ -23,11 +23,5 @@ pub async fn create(
     let bytes = body::read(&headers, body, &context.limits).await?;
     let request = Request::<CompletionRequest>::from_slice(&bytes).map_err(chat::Error::from)?;
     drop(bytes);
-    request.record_on_span();
-    let answer = context.chat.start(request.paid_by(lease)).await?;
-    if answer.is_stream() {
-        Ok(sse::response::<CompletionRequest, OpenAi>(sse::chunks(answer)))
-    } else {
-        Ok(Json(answer.collect().await?).into_response())
-    }
+    sse::answer::<CompletionRequest, OpenAi>(&context.chat, request.paid_by(lease)).await
 }

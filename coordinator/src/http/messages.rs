@@ -11,12 +11,14 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, post};
 use axum::{Extension, Json, Router};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::{Dialect, Report};
 use super::observe::REQUEST_ID;
+use super::routes::Routes;
 use super::{Context, Error, authenticate, body, method_not_allowed, no_route, panicked, sse};
 use crate::auth::Lease;
 use crate::chat;
@@ -32,21 +34,27 @@ const DIALECT_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 pub struct Anthropic;
 
 /// The answer to a request to count.
-#[derive(Debug, Serialize)]
-struct TokenCount {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct TokenCount {
+    /// Tokens of the prompt.
     input_tokens: usize,
 }
 
 /// The routes, which need a key.
 pub(super) fn router(context: Context) -> Router<Context> {
-    Router::new()
-        .route("/v1/messages", post(create).fallback(method_not_allowed))
-        .route("/v1/messages/count_tokens", post(count_tokens).fallback(method_not_allowed))
+    routes()
+        .into_router()
         // What is under it but not there is stated in the same form.
         .route("/v1/messages/{*rest}", any(no_route))
         .route_layer(from_fn_with_state(context.accounts, authenticate::authenticate))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(speak))
+}
+
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route("/v1/messages", post(create).fallback(method_not_allowed))
+        .route("/v1/messages/count_tokens", post(count_tokens).fallback(method_not_allowed))
 }
 
 /// Answers a request, as a stream or as a whole.
@@ -59,13 +67,7 @@ async fn create(
     let bytes = body::read(&headers, body, &context.limits).await?;
     let request = Messages::from_slice(&bytes).map_err(chat::Error::from)?;
     drop(bytes);
-    request.body.record_on_span();
-    let answer = context.chat.start(request.paid_by(lease)).await?;
-    if answer.is_stream() {
-        Ok(sse::response::<Messages, Anthropic>(answer))
-    } else {
-        Ok(Json(answer.collect().await?).into_response())
-    }
+    sse::answer::<Messages, Anthropic>(&context.chat, request.paid_by(lease)).await
 }
 
 /// Tokens of the prompt that a request would become.

@@ -60,7 +60,7 @@ pub async fn create(
     drop(bytes);
     let settings = call.settings.clone();
     let (request, input) = call.into_request().map_err(chat::Error::from)?;
-    request.body.record_on_span();
+    request.record_on_span();
     let answer = context.chat.start(request.paid_by(lease)).await?;
     let destiny = Destiny { settings, input, owner, store: context.responses };
     if destiny.settings.is_background() {

@@ -26,6 +26,12 @@ impl Routes {
         Self { router: self.router.route(path, methods), paths: self.paths }
     }
 
+    /// Names a path that a route with a wildcard serves, too.
+    pub(super) fn serves(mut self, path: &'static str) -> Self {
+        self.paths.push(path);
+        self
+    }
+
     /// The paths in OpenAPI's notation, which does not tell a parameter that spans slashes from others.
     #[cfg(test)]
     pub(super) fn paths(&self) -> impl Iterator<Item = String> {

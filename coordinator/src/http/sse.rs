@@ -1,8 +1,9 @@
-//! An answer as server-sent events.
+//! An answer as server-sent events, or as a whole.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Json;
 use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -13,10 +14,9 @@ use serde::Serialize;
 
 use super::Error;
 use super::error::Dialect;
-use crate::chat;
 use crate::chat::answer::Answer;
-use crate::chat::internal;
-use crate::chat::protocol::{Chunk, Protocol};
+use crate::chat::protocol::{Chunk, Protocol, Request};
+use crate::chat::{self, Chat, internal};
 
 /// Silence after which a comment is sent, so that proxies keep the connection.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -28,6 +28,23 @@ pub fn response<P: Protocol, D: Dialect>(
     chunks: impl Stream<Item = Result<Chunk<P>, chat::Error>> + Send + 'static,
 ) -> Response {
     respond(events::<P, D>(chunks))
+}
+
+/// Answers a request of protocol `P`, as a stream or as a whole, with errors as `D` has them.
+///
+/// # Errors
+/// See [`chat::Error`].
+pub(super) async fn answer<P: Protocol, D: Dialect>(
+    chat: &Chat,
+    request: Request<P>,
+) -> Result<Response, Error> {
+    request.record_on_span();
+    let answer = chat.start(request).await?;
+    if answer.is_stream() {
+        Ok(response::<P, D>(chunks(answer)))
+    } else {
+        Ok(Json(answer.collect().await?).into_response())
+    }
 }
 
 /// The response that streams events.

@@ -10,6 +10,7 @@ use axum::handler::Handler as _;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -39,17 +40,20 @@ struct TokenIds {
 }
 
 /// Token ids of a prompt.
-#[derive(Debug, Serialize)]
-struct Tokens {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Tokens {
+    /// In the order of the text.
     tokens: Vec<u32>,
+    /// How many there are.
     count: usize,
     /// Longest sequence of the model, prompt and answer together.
     max_model_len: u32,
 }
 
 /// The text of token ids.
-#[derive(Debug, Serialize)]
-struct Prompt {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Prompt {
+    /// Special tokens are spelled out.
     prompt: String,
 }
 

@@ -19,7 +19,7 @@ pub(super) fn check(schema: &Value) -> Result<(), Error> {
             check_open(fields, "exclusiveMaximum", ["minimum", "exclusiveMinimum"])?;
             fields.values().try_for_each(check)
         }
-        _ => Ok(()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
     }
 }
 

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -239,11 +237,9 @@ fn hostile_grammars_are_refused_or_bounded() {
     ];
     let vocabulary = vocabulary();
     for grammar in &hostile {
-        let start = Instant::now();
-        let result = walk(vocabulary, grammar);
-        // Printed, not asserted: the bound is on counts. A regression shows as a test that takes minutes.
+        // The bounds are counts: one that is missing shows as a test that takes minutes.
         let text: String = grammar.as_str().chars().take(60).collect();
-        println!("{:>8.1} ms {result:?}: {text}", start.elapsed().as_secs_f64() * 1e3);
+        println!("{:?}: {text}", walk(vocabulary, grammar));
     }
     let long = Grammar::lark("a".repeat(BYTES_MAX + 1));
     let refused = vocabulary.compile(&long).unwrap_err();
@@ -279,7 +275,7 @@ fn random_answer(grammar: &Grammar, seed: u64) -> Option<String> {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let random = (state >> 33) as usize;
-        let from = if random % 3 == 0 && !ends.is_empty() { &ends } else { &allowed };
+        let from = if random.is_multiple_of(3) && !ends.is_empty() { &ends } else { &allowed };
         let token = from[random / 3 % from.len()];
         matcher.accept(token).unwrap();
         tokens.push(token);

@@ -153,7 +153,7 @@ impl Follower {
                     Err(TryRecvError::Disconnected) => gone(),
                 }
             }
-            other => other,
+            waiting @ (State::Before { .. } | State::Failed(_)) => waiting,
         };
     }
 

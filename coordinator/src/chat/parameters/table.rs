@@ -113,8 +113,8 @@ pub(super) fn sampling() -> Vec<Parameter> {
         Parameter::new(
             "top_k",
             "Top k",
-            json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX, "default": 0 }),
-            "Draw among this many of the likeliest tokens. 0 is off.",
+            json!({ "type": "integer", "minimum": -1, "maximum": u32::MAX, "default": 0 }),
+            "Draw among this many of the likeliest tokens. 0 is off, and so is -1.",
         )
         .extension(),
         Parameter::new(

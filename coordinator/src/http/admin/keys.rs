@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -20,14 +21,14 @@ const NAME_LEN_MAX: usize = 256;
 const MODELS_MAX: usize = 256;
 
 /// All keys.
-#[derive(Debug, Serialize)]
-pub(super) struct KeyList {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(in crate::http) struct KeyList {
     object: &'static str,
     data: Vec<KeyObject>,
 }
 
 /// A key on the wire. Times are Unix seconds, as everywhere in OpenAI's API.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct KeyObject {
     id: i64,
     object: &'static str,
@@ -49,9 +50,9 @@ pub struct KeyObject {
 }
 
 /// What a key is made with.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct NewKey {
+pub(in crate::http) struct NewKey {
     name: String,
     expires_at: Option<i64>,
     #[serde(default)]
@@ -63,21 +64,26 @@ struct NewKey {
 }
 
 /// What is changed of a key. A field that is absent stays; `null` takes a limit away.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct KeyPatch {
+pub(in crate::http) struct KeyPatch {
     name: Option<String>,
     active: Option<bool>,
     models: Option<Vec<String>>,
     #[serde(deserialize_with = "change")]
+    #[schemars(with = "Option<i64>")]
     expires_at: Change<i64>,
     #[serde(deserialize_with = "change")]
+    #[schemars(with = "Option<NonZeroU32>")]
     requests_per_minute: Change<NonZeroU32>,
     #[serde(deserialize_with = "change")]
+    #[schemars(with = "Option<NonZeroU32>")]
     tokens_per_minute: Change<NonZeroU32>,
     #[serde(deserialize_with = "change")]
+    #[schemars(with = "Option<NonZeroU32>")]
     concurrent_requests: Change<NonZeroU32>,
     #[serde(deserialize_with = "change")]
+    #[schemars(with = "Option<NonZeroU64>")]
     monthly_tokens: Change<NonZeroU64>,
 }
 

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{Query as UriQuery, State};
 use axum::http::Uri;
 use jiff::civil::Date;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Admin, Invalid};
@@ -12,8 +13,8 @@ use crate::auth::report::{Group, GroupBy, Query, Sum};
 use crate::http::Error;
 
 /// Sums of usage.
-#[derive(Debug, Serialize)]
-pub(super) struct UsageList {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(in crate::http) struct UsageList {
     object: &'static str,
     from: String,
     to: String,
@@ -22,7 +23,7 @@ pub(super) struct UsageList {
 }
 
 /// A sum of usage on the wire.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct UsageObject {
     #[serde(flatten)]
     group: GroupObject,
@@ -34,7 +35,7 @@ pub struct UsageObject {
     total_tokens: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 enum GroupObject {
     Day { day: String },

@@ -1,6 +1,10 @@
 //! Schemas of answers whose types are deepseek-recipe's, which do not describe themselves. Tests hold them against real
 //! answers.
 
+pub mod completions;
+pub mod messages;
+pub mod responses;
+
 use std::borrow::Cow;
 use std::marker::PhantomData;
 
@@ -27,6 +31,32 @@ impl<T: JsonSchema> JsonSchema for Event<T> {
                 },
             },
             "required": ["data"],
+        })
+    }
+}
+
+/// A server-sent event with a name, which its data, a `T` as JSON, has as `type`.
+#[derive(Debug)]
+pub struct NamedEvent<T>(PhantomData<T>);
+
+impl<T: JsonSchema> JsonSchema for NamedEvent<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("{}Event", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "description": "One event of the stream.",
+            "properties": {
+                "event": { "type": "string", "description": "The data's `type`." },
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": generator.subschema_for::<T>(),
+                },
+            },
+            "required": ["event", "data"],
         })
     }
 }

@@ -1,12 +1,17 @@
-//! One entry for each route and method.
+//! One entry for each route and method: here what an entry consists of, in the modules the entries themselves.
+
+mod admin;
+mod chat;
+mod messages;
+mod responses;
+mod server;
 
 use axum::http::{Method, StatusCode};
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use super::answers::{ChatCompletion, ChatCompletionChunk, Event};
-use super::{ChatCompletionRequest, SchemaOf};
-use crate::http::{health, models};
+use super::SchemaOf;
+use super::statuses::Shape;
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
@@ -33,10 +38,20 @@ pub struct Operation {
 pub enum Tag {
     /// Conversations.
     Chat,
+    /// Prompts without a conversation.
+    Completions,
+    /// Conversations in OpenAI's newer form.
+    Responses,
+    /// Conversations in Anthropic's form.
+    Messages,
+    /// Text as token ids.
+    Tokenizer,
     /// What is served.
     Models,
     /// How the server is.
     Operation,
+    /// Keys and usage.
+    Admin,
 }
 
 /// Who may ask.
@@ -46,13 +61,24 @@ pub enum Access {
     Open,
     /// Holders of a client's key.
     Key,
+    /// The holder of the admin key.
+    AdminKey,
 }
 
-/// A parameter in the path.
-#[derive(Clone, Copy, Debug)]
+/// A parameter in the path or the query.
+#[derive(Clone, Debug)]
 pub struct Parameter {
     name: &'static str,
+    place: Place,
     description: &'static str,
+    schema: Value,
+}
+
+/// Where a parameter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Path,
+    Query,
 }
 
 /// An answer that is no refusal.
@@ -64,60 +90,16 @@ pub struct Answer {
     pub(super) content: Vec<(&'static str, SchemaOf)>,
 }
 
-/// All operations, in the document's order.
+/// All operations of clients, in the document's order.
 #[must_use]
 pub fn all() -> Vec<Operation> {
-    vec![
-        Operation::new(Method::POST, "/v1/chat/completions", "createChatCompletion", Tag::Chat)
-            .summary("Create chat completion")
-            .description(
-                "Answers a conversation. With `stream`, the answer comes as server-sent events: chunks, then `[DONE]`; \
-                 an answer that fails on the way ends with an event that has an `error`, and without `[DONE]`.",
-            )
-            .key()
-            .body::<ChatCompletionRequest>()
-            .answer(
-                200,
-                "The answer, or its chunks.",
-                vec![of::<ChatCompletion>(JSON), of::<Event<ChatCompletionChunk>>(EVENTS)],
-            )
-            .refuses(&[StatusCode::NOT_FOUND])
-            .generates(),
-        Operation::new(Method::GET, "/v1/models", "listModels", Tag::Models)
-            .summary("List models")
-            .description("All models, ready or not, each with a schema of its parameters.")
-            .key()
-            .answer(200, "The models.", vec![of::<models::ModelList>(JSON)]),
-        Operation::new(Method::GET, "/v1/models/{id}", "retrieveModel", Tag::Models)
-            .summary("Retrieve model")
-            .description("One model. Its id may contain slashes.")
-            .key()
-            .path_parameter("id", "Id of the model.")
-            .answer(200, "The model.", vec![of::<models::ModelObject>(JSON)])
-            .refuses(&[StatusCode::NOT_FOUND]),
-        Operation::new(Method::GET, "/health/live", "live", Tag::Operation)
-            .summary("Liveness")
-            .description("Whether the process answers.")
-            .answer(200, "It does.", vec![of::<String>(TEXT)]),
-        Operation::new(Method::GET, "/health/ready", "ready", Tag::Operation)
-            .summary("Readiness")
-            .description("Whether a request sent now will be served, and each model's state.")
-            .answer(200, "At least one model is ready.", vec![of::<health::Ready>(JSON)])
-            .answer(503, "No model is ready, or the server stops.", vec![of::<health::Ready>(JSON)]),
-        Operation::new(Method::GET, "/health/decode", "decode", Tag::Operation)
-            .summary("Progress")
-            .description("Whether every model that has work brings tokens.")
-            .answer(200, "Tokens come, or there is no work.", vec![of::<health::Decode>(JSON)])
-            .answer(503, "A model has work, and no token came for too long.", vec![of::<health::Decode>(JSON)]),
-        Operation::new(Method::GET, "/metrics", "metrics", Tag::Operation)
-            .summary("Metrics")
-            .description("Counters, gauges and histograms in the Prometheus text format.")
-            .answer(200, "The metrics.", vec![of::<String>(TEXT)]),
-        Operation::new(Method::GET, "/openapi.json", "openapi", Tag::Operation)
-            .summary("API document")
-            .description("This document.")
-            .answer(200, "An OpenAPI 3.1 document.", vec![of::<Value>(JSON)]),
-    ]
+    [chat::all(), responses::all(), messages::all(), server::all()].concat()
+}
+
+/// The operations of whoever runs the server.
+#[must_use]
+pub fn of_admin() -> Vec<Operation> {
+    admin::all()
 }
 
 /// A media type with the schema of what is in it.
@@ -159,6 +141,11 @@ impl Operation {
         Self { access: Access::Key, ..self }.refuses(&refusals)
     }
 
+    /// It needs the admin key.
+    fn admin_key(self) -> Self {
+        Self { access: Access::AdminKey, ..self }.refuses(&[StatusCode::UNAUTHORIZED])
+    }
+
     /// It takes a JSON body.
     fn body<T: JsonSchema>(self) -> Self {
         let refusals = [
@@ -176,7 +163,19 @@ impl Operation {
     }
 
     fn path_parameter(mut self, name: &'static str, description: &'static str) -> Self {
-        self.parameters.push(Parameter { name, description });
+        let schema = json!({ "type": "string", "minLength": 1 });
+        self.parameters.push(Parameter { name, place: Place::Path, description, schema });
+        self
+    }
+
+    /// A parameter that may be left out.
+    fn query_parameter(
+        mut self,
+        name: &'static str,
+        description: &'static str,
+        schema: Value,
+    ) -> Self {
+        self.parameters.push(Parameter { name, place: Place::Query, description, schema });
         self
     }
 
@@ -195,6 +194,11 @@ impl Operation {
         self
     }
 
+    /// In whose form it states refusals.
+    pub(super) fn shape(&self) -> Shape {
+        if self.tag == Tag::Messages { Shape::Anthropic } else { Shape::OpenAi }
+    }
+
     /// Statuses of refusals; a status may occur twice.
     pub(super) fn errors(&self) -> impl Iterator<Item = StatusCode> {
         self.errors.iter().copied()
@@ -207,10 +211,13 @@ impl Parameter {
     pub(super) fn describe(&self) -> Value {
         json!({
             "name": self.name,
-            "in": "path",
-            "required": true,
+            "in": match self.place {
+                Place::Path => "path",
+                Place::Query => "query",
+            },
+            "required": self.place == Place::Path,
             "description": self.description,
-            "schema": { "type": "string", "minLength": 1 },
+            "schema": self.schema,
         })
     }
 }
@@ -219,22 +226,43 @@ impl Parameter {
 
 impl Tag {
     /// All chapters, in the document's order.
-    pub(super) const ALL: [Self; 3] = [Self::Chat, Self::Models, Self::Operation];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Responses,
+        Self::Messages,
+        Self::Tokenizer,
+        Self::Models,
+        Self::Operation,
+        Self::Admin,
+    ];
 
     /// The chapter's name.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Chat => "Chat",
+            Self::Completions => "Completions",
+            Self::Responses => "Responses",
+            Self::Messages => "Messages",
+            Self::Tokenizer => "Tokenizer",
             Self::Models => "Models",
             Self::Operation => "Operation",
+            Self::Admin => "Admin",
         }
     }
 
     pub(super) fn description(self) -> &'static str {
         match self {
             Self::Chat => "Conversations, as OpenAI's Chat Completions API has them.",
+            Self::Completions => "Prompts without a template, as OpenAI's legacy API has them.",
+            Self::Responses => "Conversations, as OpenAI's Responses API has them.",
+            Self::Messages => {
+                "Conversations, as Anthropic's Messages API has them; the key may come in `x-api-key`."
+            }
+            Self::Tokenizer => "Text to token ids and back, as vLLM has it.",
             Self::Models => "What this server serves.",
             Self::Operation => "Health, metrics and this document.",
+            Self::Admin => "Keys and usage, for whoever runs the server.",
         }
     }
 }

@@ -4,7 +4,17 @@ use axum::http::StatusCode;
 use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 
+use super::answers::messages::AnthropicError;
 use crate::http::error::ErrorBody;
+
+/// In whose form an error is stated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// OpenAI's.
+    OpenAi,
+    /// Anthropic's, on its routes.
+    Anthropic,
+}
 
 /// Each status that an error has, its name in the document, and when it is answered.
 const STATUSES: [(StatusCode, &str, &str); 11] = [
@@ -59,9 +69,9 @@ const STATUSES: [(StatusCode, &str, &str); 11] = [
 
 /// Reference to the response of a status.
 #[must_use]
-pub fn reference(status: StatusCode) -> String {
+pub fn reference(status: StatusCode, shape: Shape) -> String {
     let name = STATUSES.iter().find(|(listed, _, _)| *listed == status).map(|(_, name, _)| *name);
-    format!("#/components/responses/{}", name.unwrap_or("InternalServerError"))
+    format!("#/components/responses/{}{}", shape.prefix(), name.unwrap_or("InternalServerError"))
 }
 
 /// Whether a status is in the table.
@@ -73,17 +83,23 @@ pub fn is_listed(status: StatusCode) -> bool {
 /// The responses that operations refer to.
 #[must_use]
 pub fn components(generator: &mut SchemaGenerator) -> Map<String, Value> {
-    let schema = generator.subschema_for::<ErrorBody>();
-    let component = |(status, name, description): &(StatusCode, &str, &str)| {
-        let content = json!({ "application/json": { "schema": schema } });
-        let mut response = json!({ "description": description, "content": content });
-        if let Some((header, description, kind)) = header(*status) {
-            response["headers"] =
-                json!({ header: { "description": description, "schema": { "type": kind } } });
+    let schemas = [
+        (Shape::OpenAi, generator.subschema_for::<ErrorBody>()),
+        (Shape::Anthropic, generator.subschema_for::<AnthropicError>()),
+    ];
+    let mut components = Map::new();
+    for (shape, schema) in schemas {
+        for (status, name, description) in &STATUSES {
+            let content = json!({ "application/json": { "schema": schema } });
+            let mut response = json!({ "description": description, "content": content });
+            if let Some((header, description, kind)) = header(*status) {
+                response["headers"] =
+                    json!({ header: { "description": description, "schema": { "type": kind } } });
+            }
+            components.insert(format!("{}{name}", shape.prefix()), response);
         }
-        ((*name).to_owned(), response)
-    };
-    STATUSES.iter().map(component).collect()
+    }
+    components
 }
 
 fn header(status: StatusCode) -> Option<(&'static str, &'static str, &'static str)> {
@@ -104,4 +120,16 @@ pub fn markdown() -> String {
         format!("- {}: {description}", status.as_u16())
     };
     STATUSES.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+// === impl Shape ===
+
+impl Shape {
+    /// What the names of its responses begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::OpenAi => "",
+            Self::Anthropic => "Anthropic",
+        }
+    }
 }

@@ -261,7 +261,7 @@ impl Harness {
                 ClientState::Finished => assert_eq!(client.got, client.expected, "{id}"),
                 ClientState::Refused => assert!(client.got.is_empty(), "{id}"),
                 ClientState::Cancelled | ClientState::Failed => {
-                    assert!(client.expected.starts_with(&client.got), "{id}")
+                    assert!(client.expected.starts_with(&client.got), "{id}");
                 }
                 ClientState::Submitted | ClientState::Queued => panic!("{id} was forgotten"),
             }

@@ -182,8 +182,7 @@ fn a_sample_that_is_put_off_is_the_same_later() {
     let requests = requests();
     let in_time = generate_within(&requests, (1, 0), Duration::from_secs(60));
     let digits: Vec<_> = in_time[5].iter().map(|sample| sample.token_id).collect();
-    let is_digit =
-        |&token: &u32| (b'0'..=b'9').contains(&(token as u8)) || token == u32::from(b',');
+    let is_digit = |&token: &u32| (token as u8).is_ascii_digit() || token == u32::from(b',');
     assert!(digits.iter().all(is_digit), "{digits:?}");
     assert_eq!(generate_within(&requests, (1, 0), Duration::ZERO), in_time);
 }
