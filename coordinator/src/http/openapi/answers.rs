@@ -26,8 +26,13 @@ impl<T: JsonSchema> JsonSchema for Event<T> {
             "properties": {
                 "data": {
                     "type": "string",
-                    "contentMediaType": "application/json",
-                    "contentSchema": generator.subschema_for::<T>(),
+                    "anyOf": [
+                        { "const": "[DONE]" },
+                        {
+                            "contentMediaType": "application/json",
+                            "contentSchema": generator.subschema_for::<T>(),
+                        },
+                    ],
                 },
             },
             "required": ["data"],
