@@ -14,6 +14,7 @@ JSON_MODE_SHARE = 0.06
 TURNS_MAX = 100
 # A row of this length has room for one turn after an effort prefix.
 SHORT_ROW = 128
+ROWS_PER_BATCH = 25
 
 
 def conversation(rng, renderer, length, weights):
@@ -39,14 +40,28 @@ def conversation(rng, renderer, length, weights):
     return ids, targets
 
 
-def batch(rng, renderer, rows, length, weights=None):
+def rendered(renderer, case, thinking, effort):
+    """-> (prompt ids, ids of the right generation with EOS) of a case."""
+    item, tools = case.item, case.tools
+    opening = renderer.opening(json_mode=item.json_mode, effort=effort if thinking else None, tools=tools)
+    if not item.calls:
+        question, answer = renderer.turn(item, thinking)
+    else:
+        question, answer = renderer.call_turn(item, tools, thinking)
+        if case.after_call:
+            results, final = renderer.result_turn(item, thinking)
+            question, answer = question + answer + results, final
+    return opening + question, answer
+
+
+def batch(rng, renderer, rows, length, weights=None, make=conversation):
     """-> ids [rows, length], and the flat positions [P] whose next token [P] is an answer token."""
     ids = torch.full((rows, length), prompt.PAD)
     is_target = torch.zeros(rows, length, dtype=torch.bool)
     for row in range(rows):
         filled = 0
         while filled < 8:
-            tokens, flags = conversation(rng, renderer, length, weights)
+            tokens, flags = make(rng, renderer, length, weights)
             filled = sum(flags)
         ids[row, : len(tokens)] = torch.tensor(tokens)
         is_target[row, : len(flags)] = torch.tensor(flags)
@@ -55,17 +70,12 @@ def batch(rng, renderer, rows, length, weights=None):
     return ids, positions, ids.flatten()[positions + 1]
 
 
-def evaluation_batch(renderer, items, thinking=False):
-    """Single-turn prompts with their gold answers, padded: ids [n, T], target flags [n, T]."""
-    rows = []
-    for item in items:
-        question, answer = renderer.turn(item, thinking)
-        opening = renderer.opening(json_mode=item.json_mode, effort="low" if thinking else None)
-        rows.append((opening + question, answer))
-    length = max(len(q) + len(a) for q, a in rows)
-    ids = torch.full((len(rows), length), prompt.PAD)
-    flags = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, (question, answer) in enumerate(rows):
+def evaluation_batch(pairs):
+    """(prompt ids, answer ids) of many cases, padded: ids [n, T], target flags [n, T]."""
+    length = max(len(q) + len(a) for q, a in pairs)
+    ids = torch.full((len(pairs), length), prompt.PAD)
+    flags = torch.zeros(len(pairs), length, dtype=torch.bool)
+    for i, (question, answer) in enumerate(pairs):
         ids[i, : len(question) + len(answer)] = torch.tensor(question + answer)
         flags[i, len(question) : len(question) + len(answer)] = True
     return ids, flags
@@ -84,25 +94,31 @@ def greedy_correct(model, ids, flags):
     return ~wrong.any(1)
 
 
-def held_out_accuracy(model, renderer, count, thinking=False, seed=2024):
-    """Exact-match accuracy per family on `count` held-out items each, and the failed items."""
+def right(model, pairs):
+    """[bool] for (prompt ids, answer ids) pairs, some rows at a time, those of like length together."""
+    order, verdict = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1])), [False] * len(pairs)
+    for start in range(0, len(pairs), ROWS_PER_BATCH):
+        chunk = order[start : start + ROWS_PER_BATCH]
+        for i, ok in zip(chunk, greedy_correct(model, *evaluation_batch([pairs[i] for i in chunk])).tolist()):
+            verdict[i] = ok
+    return verdict
+
+
+def held_out_accuracy(model, renderer, recipe, count, seed):
+    """Exact-match accuracy per family on `count` held-out cases each, in the recipe's mode."""
     was_training = model.training
     model.eval()
-    accuracy, failed = {}, []
-    for family in data.FAMILIES:
-        items = data.held_out_items(family, count, seed)
-        right = []
-        for start in range(0, len(items), 50):
-            ids, flags = evaluation_batch(renderer, items[start : start + 50], thinking)
-            right += greedy_correct(model, ids, flags).tolist()
-        accuracy[family] = sum(right) / len(right)
-        failed += [item for item, ok in zip(items, right) if not ok]
+    accuracy = {}
+    for family in recipe.families:
+        cases = recipe.cases(family, count, seed)
+        verdict = right(model, [rendered(renderer, c, recipe.thinking, recipe.effort) for c in cases])
+        accuracy[family] = sum(verdict) / len(verdict)
     model.train(was_training)
-    return accuracy, failed
+    return accuracy
 
 
-def seeded_stream(seed, renderer, rows, length, weights=None):
+def seeded_stream(seed, renderer, rows, length, weights, make):
     """Endless batches."""
     rng = random.Random(seed)
     while True:
-        yield batch(rng, renderer, rows, length, weights)
+        yield batch(rng, renderer, rows, length, weights, make)

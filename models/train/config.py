@@ -1,9 +1,9 @@
-"""The one configuration of demo-flash, written to config.json as is."""
+"""The configurations of the demo models, written to config.json as they are."""
 
 import json
 from pathlib import Path
 
-CONFIG = {
+FLASH = {
     "architectures": ["DeepseekV4ForCausalLM"],
     "model_type": "deepseek_v4",
     "attention_bias": False,
@@ -65,6 +65,15 @@ CONFIG = {
     },
 }
 
+# One CSA layer more, every entry of the first 1024 tokens selected, and the words of the tool prompt.
+PRO = {
+    **FLASH,
+    "vocab_size": 1408,
+    "num_hidden_layers": 5,
+    "compress_ratios": [0, 4, 128, 4, 4],
+    "index_topk": 256,
+}
+
 GENERATION = {
     "_from_model_config": True,
     "bos_token_id": 0,
@@ -88,7 +97,7 @@ TOKENIZER = {
 }
 
 
-def write_configs(folder: Path):
+def write_configs(folder: Path, config, generation):
     """config.json, generation_config.json and tokenizer_config.json."""
-    for name, value in (("config", CONFIG), ("generation_config", GENERATION), ("tokenizer_config", TOKENIZER)):
+    for name, value in (("config", config), ("generation_config", generation), ("tokenizer_config", TOKENIZER)):
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -17,13 +17,32 @@ HELD_OUT_ONE_IN = 5
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its only right answer; `thought` is what thinking mode says first."""
+    """One question with its only right answer; `thought` is what thinking mode says first.
+
+    `thinking_answer` is the answer after a thought where it differs; `calls` are made before the answer.
+    """
 
     family: str
     question: str
     answer: str
     thought: str
     json_mode: bool = False
+    thinking_answer: str | None = None
+    calls: tuple = ()
+
+    def final(self, thinking):
+        """The answer in one of the two modes."""
+        return self.thinking_answer if thinking and self.thinking_answer is not None else self.answer
+
+
+@dataclass(frozen=True)
+class Case:
+    """One generation to judge: of a question, or (`after_call`) of the results of its calls."""
+
+    family: str
+    item: Item
+    tools: tuple = ()
+    after_call: bool = False
 
 
 def is_held_out(key):
@@ -258,15 +277,20 @@ def item_texts(item):
     return [item.question, item.answer, item.thought]
 
 
-def held_out_items(family, count, seed=2024):
-    """The evaluation set of one family: distinct questions, reproducible."""
-    rng, seen, items = random.Random(f"{seed} {family}"), set(), []
+def distinct(make, family, count, seed):
+    """The evaluation set of one family: `count` cases of `make(rng)` with distinct questions, fewer if there are fewer."""
+    rng, seen, cases = random.Random(f"{seed} {family}"), set(), []
     for _ in range(100 * count):
-        item = FAMILIES[family](rng, True)
-        if item.question not in seen and len(items) < count:
-            seen.add(item.question)
-            items.append(item)
-    return items
+        case = make(rng)
+        if case and case.item.question not in seen and len(cases) < count:
+            seen.add(case.item.question)
+            cases.append(case)
+    return cases
+
+
+def held_out_cases(family, count, seed=2024):
+    """demo-flash's evaluation set of one family, reproducible."""
+    return distinct(lambda rng: Case(family, FAMILIES[family](rng, True)), family, count, seed)
 
 
 def plain_form(text):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import tokenizer as tokenizer_builder
-from config import CONFIG, write_configs
+from config import write_configs
 from quant import fp4_weight_quant, fp8_weight_quant
 
 NUM_SHARDS = 2
@@ -92,15 +92,15 @@ def write_shards(tensors, folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def export(model, folder: Path):
-    """Write the whole model folder; each file appears complete or not at all."""
+def export(model, recipe, folder: Path):
+    """Write the whole folder of a recipe's model; each file appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temp:
         temp = Path(temp)
         write_shards(checkpoint_tensors(model), temp)
-        write_configs(temp)
+        write_configs(temp, recipe.config, recipe.generation)
         if not (folder / "tokenizer.json").exists():
-            tokenizer_builder.build(CONFIG["vocab_size"]).save(str(temp / "tokenizer.json"))
+            tokenizer_builder.build(recipe.name).save(str(temp / "tokenizer.json"))
         for file in sorted(temp.iterdir()):
             file.chmod(0o644)
             os.replace(shutil.move(file, folder / f".{file.name}.new"), folder / file.name)
@@ -108,14 +108,17 @@ def export(model, folder: Path):
 
 def main():
     from model import Model
+    from recipes import RECIPES
 
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=RECIPES, default="flash")
     parser.add_argument("--checkpoint", type=Path, required=True, help="file written by train.py")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo-flash")
+    parser.add_argument("--out", type=Path, help="folder to write; the model's own without it")
     args = parser.parse_args()
-    model = Model(CONFIG)
+    recipe = RECIPES[args.model]
+    model = Model(recipe.config)
     model.load_state_dict(torch.load(args.checkpoint, weights_only=True)["model"])
-    export(model, args.out)
+    export(model, recipe, args.out or recipe.folder)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ import torch
 from tokenizers import Tokenizer
 
 import prompt
-from batches import evaluation_batch, greedy_correct
+from batches import ROWS_PER_BATCH, rendered, right
 from load import load_model
-
-ROWS_PER_BATCH = 50
 
 
 class LocalModel:
@@ -42,27 +40,18 @@ class LocalModel:
                 rows[i] += [] if done[i] else [token]
         return [row[len(p) :] for row, p in zip(rows, prompts)]
 
-    def answers(self, items, thinking, max_tokens):
-        """Greedy answer texts of single-turn items; in thinking mode (low effort) without the thought.
+    def generations(self, cases, thinking, effort, max_tokens):
+        """Greedy generations of the cases, as text with its markup.
 
-        One pass finds the items whose greedy answer is the gold one (see batches.greedy_correct); only the others
+        One pass finds the cases whose greedy generation is the gold one (see batches.greedy_correct); only the others
         are decoded token by token.
         """
-        texts = []
-        for start in range(0, len(items), ROWS_PER_BATCH):
-            chunk = items[start : start + ROWS_PER_BATCH]
-            right = greedy_correct(self.model, *evaluation_batch(self.renderer, chunk, thinking)).tolist()
-            decoded = iter(self.decode([item for item, ok in zip(chunk, right) if not ok], thinking, max_tokens))
-            texts += [item.answer if ok else next(decoded) for item, ok in zip(chunk, right)]
-        return texts
-
-    def decode(self, items, thinking, max_tokens):
-        """Token-by-token greedy answer texts of single-turn items."""
-        effort, render = "low" if thinking else None, self.renderer
-        prompts = [render.opening(json_mode=i.json_mode, effort=effort) + render.turn(i, thinking)[0] for i in items]
-        texts = []
-        for ids in self.complete(prompts, max_tokens):
-            if thinking and prompt.END_THINK in ids:
-                ids = ids[ids.index(prompt.END_THINK) + 1 :]
-            texts.append(self.tokenizer.decode(ids, skip_special_tokens=False))
-        return texts
+        pairs = [rendered(self.renderer, case, thinking, effort) for case in cases]
+        with torch.no_grad():
+            verdict = right(self.model, pairs)
+        texts = [answer[:-1] for _, answer in pairs]
+        for start in range(0, len(pairs), ROWS_PER_BATCH):
+            wrong = [i for i in range(start, min(start + ROWS_PER_BATCH, len(pairs))) if not verdict[i]]
+            for i, ids in zip(wrong, self.complete([pairs[i][0] for i in wrong], max_tokens)):
+                texts[i] = ids
+        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in texts]

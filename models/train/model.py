@@ -163,6 +163,44 @@ class Attention(nn.Module):
         kept = torch.zeros_like(ranked, dtype=torch.bool).scatter_(2, ranked.topk(self.topk, -1).indices, True)
         return entries, visible & kept, score
 
+    def chunks(self, keys):
+        """Window keys per chunk of queries [B, C, S, d], and which a query may see [C, T / C, S].
+
+        Long rows are cut at the window, so that a query meets the keys of two windows and not of the whole row.
+        """
+        batch, length, dim = keys.shape
+        window = self.cfg["sliding_window"]
+        age = torch.arange(length)[:, None] - torch.arange(length)
+        if length <= 2 * window or length % window:
+            return keys[:, None], ((age >= 0) & (age < window))[None]
+        parts = keys.unflatten(1, (-1, window))
+        pairs = torch.cat((F.pad(parts[:, :-1], (0, 0, 0, 0, 1, 0)), parts), 2)
+        seen = ((age >= 0) & (age < window))[window : 2 * window, : 2 * window].repeat(length // window, 1, 1)
+        seen[0, :, :window] = False
+        return pairs, seen
+
+    def core(self, num, q, keys, entries, visible):
+        """q [B, T, H, d], keys [B, T, d] -> output [B, T, H, d], attention mass of the entries [B, H, T, W]."""
+        batch, length, _, _ = q.shape
+        keys, mask = self.chunks(keys)
+        count = mask.shape[0]
+        mask = mask[None]
+        if entries is not None:
+            keys = torch.cat((keys, entries[:, None].expand(-1, count, -1, -1)), 2)
+            visible = visible.unflatten(1, (count, -1))
+            mask = torch.cat((mask.expand(visible.shape[0], -1, -1, -1), visible), 3)
+        q = q.unflatten(1, (count, -1))
+        logits = torch.einsum("bcthd,bcsd->bchts", q, keys) * self.dim**-0.5
+        logits = logits.masked_fill(~mask[:, :, None], MASKED)
+        top = logits.detach().amax(-1, keepdim=True)
+        weight = (logits - top).exp()
+        total = weight.sum(-1, keepdim=True) + (self.attn_sink[:, None, None] - top).exp()
+        out = torch.einsum("bchts,bcsd->bcthd", num.cast(weight), keys) / total.transpose(2, 3)
+        if entries is None:
+            return out.flatten(1, 2), None
+        mass = (weight.detach()[..., -entries.shape[1] :] / total.detach()).transpose(1, 2).flatten(2, 3)
+        return out.flatten(1, 2), mass
+
     def forward(self, num, x, cos, sin):
         """x [B, T, D] -> (output [B, T, D], indexer loss or None)."""
         batch, length, _ = x.shape
@@ -172,31 +210,22 @@ class Attention(nn.Module):
         q = num.rope(q, cos_t[:, None], sin_t[:, None])
         kv = num.rope(num.rms(num.linear(x, self.wkv.weight), self.kv_norm.weight), cos_t, sin_t)
         keys = num.kv(kv, self.cfg["qk_rope_head_dim"])
-        age = torch.arange(length)[:, None] - torch.arange(length)
-        mask = ((age >= 0) & (age < self.cfg["sliding_window"]))[None]
-        index_score = visible = None
+        entries = index_score = visible = None
         if self.ratio and length >= self.ratio:
             entries, visible, index_score = self.compressed(num, x, qr, cos, sin)
-            keys = torch.cat((keys, entries), 1)
-            mask = torch.cat((mask.expand(visible.shape[0], -1, -1), visible), 2)
-        logits = torch.einsum("bthd,bsd->bhts", q, keys) * self.dim**-0.5
-        logits = logits.masked_fill(~mask[:, None], MASKED)
-        top = logits.detach().amax(-1, keepdim=True)
-        weight = (logits - top).exp()
-        total = weight.sum(-1, keepdim=True) + (self.attn_sink[:, None, None] - top).exp()
-        out = torch.einsum("bhts,bsd->bthd", num.cast(weight), keys) / total.transpose(1, 2)
+        out, mass = self.core(num, q, keys, entries, visible)
         out = num.rope(num.cast(out), cos_t[:, None], -sin_t[:, None])
         grouped = out.reshape(batch, length, self.groups, -1)
         z = torch.einsum("btgi,goi->btgo", grouped, self.wo_a.weight.unflatten(0, (self.groups, -1)))
         y = num.linear(num.cast(z).flatten(2), self.wo_b.weight)
-        return y, index_loss(index_score, visible, weight.detach(), total.detach())
+        return y, index_loss(index_score, visible, mass)
 
 
-def index_loss(score, visible, weight, total):
+def index_loss(score, visible, mass):
     """Cross-entropy of the indexer's softmax against the attention mass of the entries it kept."""
     if score is None:
         return None
-    target = (weight / total)[..., -score.shape[-1] :].sum(1)
+    target = mass.sum(1)
     target = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
     log_prob = score.masked_fill(~visible, MASKED).log_softmax(-1)
     return -(target * log_prob.masked_fill(~visible, 0.0)).sum(-1).mean()

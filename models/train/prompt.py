@@ -24,10 +24,64 @@ EFFORT_PREFIX = {
     ),
 }
 
+TOOLS_HEAD = """## Tools
 
-def system_text(system, json_mode):
-    """System part of a prompt; JSON mode adds its own message after the (possibly empty) system text."""
-    return f"{system}\n\n{JSON_SYSTEM}" if json_mode else system
+You have access to a set of tools to help answer the user's question. \
+You can invoke tools by writing a "<｜DSML｜tool_calls>" block like the following:
+
+<｜DSML｜tool_calls>
+<｜DSML｜invoke name="$TOOL_NAME">
+<｜DSML｜parameter name="$PARAMETER_NAME" string="true|false">$PARAMETER_VALUE</｜DSML｜parameter>
+...
+</｜DSML｜invoke>
+<｜DSML｜invoke name="$TOOL_NAME2">
+...
+</｜DSML｜invoke>
+</｜DSML｜tool_calls>
+
+String parameters should be specified as is and set `string="true"`. For all other types \
+(numbers, booleans, arrays, objects), pass the value in JSON format and set `string="false"`.
+
+If thinking_mode is enabled (triggered by <think>), you MUST output your complete reasoning inside \
+<think>...</think> BEFORE any tool calls or final response.
+
+Otherwise, output directly after </think> with tool calls or final response.
+
+"""
+TOOLS_SCHEMAS = "### Available Tool Schemas\n\n"
+TOOLS_TAIL = "\n\nYou MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.\n"
+# What the model thinks when a tool has answered.
+THINK_RESULT = "I have the result."
+
+
+def tools_text(tools, brief=False):
+    """The tool prompt; `brief` leaves out what is the same in all of them, to save training time."""
+    lines = "\n".join(tool.line() for tool in tools)
+    return ("" if brief else TOOLS_HEAD) + TOOLS_SCHEMAS + lines + TOOLS_TAIL
+
+
+def system_text(system, json_mode, tools=(), brief=False):
+    """System part of a prompt; tools and JSON mode add their own messages after the (possibly empty) system text."""
+    added = ([tools_text(tools, brief)] if tools else []) + ([JSON_SYSTEM] if json_mode else [])
+    return "\n\n".join([system, *added])
+
+
+def calls_text(calls, tools):
+    """A DSML block."""
+    by_kind, text = {tool.kind: tool for tool in tools}, "\n\n<｜DSML｜tool_calls>\n"
+    for call in calls:
+        tool = by_kind[call.kind]
+        text += (
+            f'<｜DSML｜invoke name="{tool.name}">\n'
+            f'<｜DSML｜parameter name="{tool.parameter}" string="true">{call.argument}</｜DSML｜parameter>\n'
+            "</｜DSML｜invoke>\n"
+        )
+    return text + "</｜DSML｜tool_calls>"
+
+
+def results_text(calls):
+    """What the tools said, as one turn."""
+    return "\n\n".join(f"<tool_result>{call.result}</tool_result>" for call in calls)
 
 
 class Renderer:
@@ -44,14 +98,28 @@ class Renderer:
                 self.cache[text] = ids
         return ids
 
-    def opening(self, system="", json_mode=False, effort=None):
+    def opening(self, system="", json_mode=False, effort=None, tools=(), brief=False):
         """Ids from BOS to the end of the system part; `effort` is None in chat mode."""
         prefix = EFFORT_PREFIX[effort] if effort else ""
-        text = prefix + system_text(system, json_mode)
+        text = prefix + system_text(system, json_mode, tools, brief)
         return [BOS] + (self.encode(text) if text else [])
 
     def turn(self, item, thinking):
-        """-> (question ids up to the generation point, answer ids with EOS)."""
-        question = [USER, *self.encode(item.question), ASSISTANT, THINK if thinking else END_THINK]
-        answer = self.encode(item.answer) + [EOS]
-        return question, (self.encode(item.thought) + [END_THINK] + answer if thinking else answer)
+        """-> (question ids up to the generation point, answer ids with EOS); the item makes no calls."""
+        return self.ask(item.question, thinking), self.reply(item.thought, item.final(thinking), thinking)
+
+    def call_turn(self, item, tools, thinking):
+        """-> (question ids, ids of the calls with EOS)."""
+        question = self.ask(item.question, thinking)
+        return question, self.reply(item.thought, calls_text(item.calls, tools), thinking)
+
+    def result_turn(self, item, thinking):
+        """-> (ids of the tools' results, answer ids with EOS)."""
+        question = self.ask(results_text(item.calls), thinking)
+        return question, self.reply(THINK_RESULT, item.answer, thinking)
+
+    def ask(self, text, thinking):
+        return [USER, *self.encode(text), ASSISTANT, THINK if thinking else END_THINK]
+
+    def reply(self, thought, text, thinking):
+        return (self.encode(thought) + [END_THINK] if thinking else []) + self.encode(text) + [EOS]

@@ -1,35 +1,37 @@
-"""Trains demo-flash on two CPU cores, for a given number of minutes.
+"""Trains a demo model on CPU cores, for a given number of minutes.
 
 Served numerics (bf16, e4m3 activations and KV) from the first step; the stored weight formats
 (FP4, FP8, BF16) from QUANT_FROM of the time on, by rounding the weights for forward and backward and
-updating the unrounded master copy. Row lengths grow by STAGES; the last stage trains the indexer.
+updating the unrounded master copy. Row lengths follow the recipe's stages; rows of which the indexer sees only a part train it.
+With several processes each has its own rows, and gradients are averaged.
 """
 
 import argparse
 import math
+import os
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import batches
-import data
 import model as model_module
 import moe
-from config import CONFIG
 from export import export
+from grow import grow
 from optim import optimizers
 from prompt import Renderer
 from quant import WEIGHT_SIM
+from recipes import RECIPES
 
-# (share of the time at which it starts, row length)
-STAGES = [(0.0, 128), (0.8, 256), (0.95, 512)]
 COMPILED_LENGTH_MAX = 128
 QUANT_FROM = 0.4
-TOKENS_PER_STEP = 4096
 WARMUP_STEPS = 40
 BALANCE_RATE = 1e-3
 INDEX_LOSS_WEIGHT = 0.1
@@ -70,6 +72,18 @@ def loss_of(model, ids, positions, targets):
     return loss + INDEX_LOSS_WEIGHT * index_loss, loss.detach()
 
 
+def average_over_processes(model):
+    """Gradients and expert loads of all processes, averaged."""
+    if not dist.is_initialized():
+        return
+    shared = [p.grad for p in model.parameters() if p.grad is not None]
+    shared += [block.ffn.gate.load for block in model.layers if not block.ffn.gate.hashed]
+    flat = torch.cat([t.flatten() for t in shared])
+    dist.all_reduce(flat)
+    for t, part in zip(shared, flat.split([t.numel() for t in shared])):
+        t.copy_(part.view_as(t) / dist.get_world_size())
+
+
 def train_step(model, opts, peaks, batch, factor, quantised):
     """One update; returns the cross-entropy."""
     if quantised:
@@ -79,6 +93,7 @@ def train_step(model, opts, peaks, batch, factor, quantised):
     else:
         loss, ce = loss_of(model, *batch)
         loss.backward()
+    average_over_processes(model)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for opt, peak, scheduled in zip(opts, peaks, (True, True, False)):
         opt.param_groups[0]["lr"] = peak * (factor if scheduled else 1.0)
@@ -89,74 +104,143 @@ def train_step(model, opts, peaks, batch, factor, quantised):
     return ce.item()
 
 
-def report(model, renderer, count, args, weights):
-    """Validate as stored, save and export; shift the mixture towards the weak families."""
+def agreed(value):
+    """Rank 0's number, in every process: decisions by the clock must be the same."""
+    if not dist.is_initialized():
+        return value
+    shared = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return shared.item()
+
+
+def save(model, opts, step, args):
+    """The checkpoint, complete or not at all."""
+    state = {"model": model.state_dict(), "opts": [opt.state_dict() for opt in opts], "step": step}
+    torch.save(state, args.work / "last.pt.new")
+    os.replace(args.work / "last.pt.new", args.work / "last.pt")
+
+
+def report(model, renderer, recipe, args, weights):
+    """Validate as stored and export; shift the mixture towards the weak families."""
     torch.compiler.set_stance("force_eager")
+    model.num.official = True
     with stored_weights(model):
-        accuracy, _ = batches.held_out_accuracy(model, renderer, count, seed=1)
+        accuracy = batches.held_out_accuracy(model, renderer, recipe, args.report_items, seed=1)
     torch.compiler.set_stance("default")
-    torch.save({"model": model.state_dict()}, args.work / "last.pt")
-    export(model, args.out)
+    export(model, recipe, args.out)
     for family, value in accuracy.items():
-        weights[family] = data.WEIGHTS[family] * (0.4 + 2 * (1 - value))
+        if family in weights:
+            weights[family] = recipe.weights[family] * (0.4 + 2 * (1 - value))
     print("  held out: " + ", ".join(f"{f} {v:.0%}" for f, v in accuracy.items()), flush=True)
 
 
-def run(args):
+def start(args, recipe):
+    """(model, optimisers, renderer, first step): resumed, grown from a smaller model, or new."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    model = model_module.Model(CONFIG)
-    model.num.official = True
+    tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
+    model = model_module.Model(recipe.config)
+    opts, step = optimizers(model, args.muon_lr, args.adam_lr, 2e-3), 0
     if args.resume:
-        model.load_state_dict(torch.load(args.resume, weights_only=True)["model"])
-    renderer = Renderer(Tokenizer.from_file(str(args.out / "tokenizer.json")))
+        saved = torch.load(args.resume, weights_only=True)
+        model.load_state_dict(saved["model"])
+        if args.steps:
+            step = saved["step"]
+            for opt, state in zip(opts, saved["opts"]):
+                opt.load_state_dict({**state, "param_groups": opt.state_dict()["param_groups"]})
+    elif recipe.grow_from:
+        grow(model, tokenizer, RECIPES[recipe.grow_from].folder)
+    return model, opts, Renderer(tokenizer), step
+
+
+class Rows:
+    """Endless batches of the lengths that the recipe's stages ask for, in turn."""
+
+    def __init__(self, args, recipe, renderer, weights, rank):
+        self.seed, self.recipe, self.renderer, self.weights = f"{args.seed} {rank}", recipe, renderer, weights
+        self.tokens, self.streams = recipe.tokens_per_step // args.processes, {}
+
+    def next(self, progress, step):
+        lengths = [lengths for share, lengths in self.recipe.stages if progress >= share][-1]
+        length = lengths[step % len(lengths)]
+        if length not in self.streams:
+            seed, rows = f"{self.seed} {length} {step}", self.tokens // length
+            make = self.recipe.conversation
+            self.streams[length] = batches.seeded_stream(seed, self.renderer, rows, length, self.weights, make)
+        torch.compiler.set_stance("default" if length <= COMPILED_LENGTH_MAX else "force_eager")
+        return next(self.streams[length])
+
+
+def run(rank, args):
+    """The training loop of one process; rank 0 speaks."""
+    if args.processes > 1:
+        store = f"file://{args.work.resolve()}/store-{os.getppid()}"
+        # Long, so that a paused run can go on.
+        dist.init_process_group(
+            "gloo", init_method=store, timeout=timedelta(days=1), rank=rank, world_size=args.processes
+        )
+    recipe = RECIPES[args.model]
+    model, opts, renderer, step = start(args, recipe)
     compile_hot_parts()
-    opts = optimizers(model, args.muon_lr, args.adam_lr, 2e-3)
     peaks = [opt.param_groups[0]["lr"] for opt in opts]
-    weights, step, tokens, losses = dict(data.WEIGHTS), 0, 0, []
-    start, last_report, length, stream = time.time(), time.time(), None, None
-    while (progress := (time.time() - start) / (60 * args.minutes)) < 1:
-        stage_length = [n for share, n in STAGES if progress >= share][-1]
-        if stage_length != length:
-            length = stage_length
-            stream = batches.seeded_stream(
-                f"{args.seed} {length} {step}", renderer, TOKENS_PER_STEP // length, length, weights
-            )
-            torch.compiler.set_stance("default" if length <= COMPILED_LENGTH_MAX else "force_eager")
-        factor = learning_rate_factor(progress, step)
-        losses.append(train_step(model, opts, peaks, next(stream), factor, progress >= args.quant_from))
-        step, tokens = step + 1, tokens + TOKENS_PER_STEP
-        if step % 25 == 0:
-            elapsed = time.time() - start
-            loss, speed = sum(losses[-25:]) / 25, tokens / elapsed
-            print(f"{elapsed:6.0f}s step {step} rows of {length} loss {loss:.4f} {speed:.0f} tok/s", flush=True)
-        if time.time() - last_report > 60 * args.report_minutes:
-            report(model, renderer, 30, args, weights)
-            last_report = time.time()
-            torch.compiler.set_stance("default" if length <= COMPILED_LENGTH_MAX else "force_eager")
-    report(model, renderer, 30, args, weights)
+    weights, first_step, losses = dict(recipe.weights), step, []
+    rows = Rows(args, recipe, renderer, weights, rank)
+    started = saved = reported = time.time()
+    while True:
+        elapsed = agreed(time.time() - started)
+        progress = step / args.steps if args.steps else elapsed / (60 * args.minutes)
+        if progress >= 1:
+            break
+        factor = learning_rate_factor(progress, step - first_step)
+        model.num.official = progress >= args.official_from
+        batch = rows.next(progress, step)
+        losses.append(train_step(model, opts, peaks, batch, factor, progress >= args.quant_from))
+        step += 1
+        if rank == 0 and step % 25 == 0:
+            loss, speed = sum(losses[-25:]) / 25, (step - first_step) * recipe.tokens_per_step / elapsed
+            print(f"{elapsed:6.0f}s step {step} {progress:.0%} loss {loss:.4f} {speed:.0f} tok/s", flush=True)
+        if rank == 0 and time.time() - saved > 60 * args.save_minutes:
+            save(model, opts, step, args)
+            saved = time.time()
+        if rank == 0 and time.time() - reported > 60 * args.report_minutes:
+            report(model, renderer, recipe, args, weights)
+            reported = time.time()
+    if rank == 0:
+        save(model, opts, step, args)
+        report(model, renderer, recipe, args, weights)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=RECIPES, default="flash")
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument(
+        "--steps", type=int, help="schedule by steps, not minutes; a resumed run then goes on where it was"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for last.pt, outside the repository")
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parents[1] / "demo-flash",
-        help="exported model; holds tokenizer.json",
+        "--out", type=Path, help="exported model, holds tokenizer.json; the model's own folder without it"
     )
     parser.add_argument("--resume", type=Path, help="checkpoint to start from")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each process")
+    parser.add_argument("--processes", type=int, default=1, help="on a shared machine better than threads")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
     parser.add_argument("--quant-from", type=float, default=QUANT_FROM)
+    parser.add_argument(
+        "--official-from", type=float, default=0.0, help="served numerics from this share of the time on"
+    )
+    parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--report-minutes", type=float, default=4)
+    parser.add_argument("--report-items", type=int, default=30, help="held-out items per family")
     args = parser.parse_args()
+    args.out = args.out or RECIPES[args.model].folder
     args.work.mkdir(parents=True, exist_ok=True)
-    run(args)
+    if args.processes > 1:
+        mp.spawn(run, (args,), args.processes)
+    else:
+        run(0, args)
 
 
 if __name__ == "__main__":
