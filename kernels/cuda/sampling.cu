@@ -16,7 +16,6 @@ struct SampleParams {
   u32 wants_logprob;
   // Row of `adjusted` to draw from; that of `logits` if there is none.
   u32 adjusted_row;
-  u32 padding;
 };
 
 constexpr u32 SAMPLE_NOT_ADJUSTED = 0xffffffffu;
@@ -41,7 +40,6 @@ struct AdjustArgs {
   const float* biases;
   const u32* allowed;
   u32 vocab;
-  u32 num_rows;
 };
 
 struct SampleArgs {

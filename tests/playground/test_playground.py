@@ -75,7 +75,7 @@ def test_an_answer_comes_with_its_figures(playground):
     assert re.search(r"\d+ tokens in, \d+ out · first token after \d+\sms · [\d,]+\stokens/s", figures)
     expect(playground.page.locator("#status")).to_have_text("The answer is complete.")
     turn.locator("summary", has_text="Raw answer").click()
-    assert "[DONE]" in turn.locator(".raw").inner_text()
+    expect(turn.locator(".raw")).to_contain_text("[DONE]")
 
 
 def test_text_appears_before_the_answer_is_complete(playground):

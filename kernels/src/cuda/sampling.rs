@@ -39,10 +39,9 @@ pub struct SampleParams {
 struct RowParams {
     params: SampleParams,
     adjusted_row: u32,
-    padding: u32,
 }
 
-// SAFETY: twelve numbers without padding.
+// SAFETY: eleven numbers without padding.
 unsafe impl Pod for RowParams {}
 
 /// What is done to one row before it is drawn from.
@@ -79,7 +78,6 @@ struct AdjustArgs {
     biases: Address,
     allowed: Address,
     vocab: u32,
-    num_rows: u32,
 }
 
 #[repr(C)]
@@ -118,7 +116,7 @@ pub fn sample(
     let rows: Vec<_> = params
         .iter()
         .zip(adjusted_rows)
-        .map(|(&params, adjusted_row)| RowParams { params, adjusted_row, padding: 0 })
+        .map(|(&params, adjusted_row)| RowParams { params, adjusted_row })
         .collect();
     let uploaded = gpu.upload(&rows);
     let args = SampleArgs {
@@ -175,7 +173,6 @@ fn adjust(gpu: &Gpu, logits: &Tensor, all: &[Adjustment<'_>]) -> (Memory<f32>, V
             biases: biases.address(),
             allowed: words.address(),
             vocab: vocab as u32,
-            num_rows: logits.num_rows() as u32,
         };
         let grid = [adjustments.len() as u32, 1, 1];
         let launch = Launch { kernel: "adjust_logits", grid, block: 1024, shared_bytes: 0 };
