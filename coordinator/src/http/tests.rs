@@ -1,6 +1,7 @@
 mod accounts;
 mod admin;
 mod chat;
+mod dialects;
 mod messages;
 mod choices;
 mod completions;
@@ -17,6 +18,8 @@ use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
+
+use dialects::merged;
 
 use super::*;
 use crate::engine::status::Phase;
@@ -98,11 +101,8 @@ fn post_to(path: &str, body: impl Into<Body>) -> Request<Body> {
 
 /// A small chat request with these fields on top.
 fn chat_request(fields: &Value) -> Request<Body> {
-    let mut body = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "hi" }] });
-    for (name, value) in fields.as_object().unwrap() {
-        body[name] = value.clone();
-    }
-    post(body.to_string())
+    let body = json!({ "model": MODEL, "messages": [{ "role": "user", "content": "hi" }] });
+    post(merged(body, fields).to_string())
 }
 
 #[tokio::test]

@@ -3,30 +3,16 @@
 mod refusals;
 mod stream;
 
+use super::dialects::{events, merged, rich_output, roomy};
 use super::*;
-use crate::chat::Chat;
 use crate::engine::request::GenerateRequest;
-use crate::testing::{DSML, END_THINK, Script, complete, ids};
-
-/// Longest sequence where a test needs room for tools.
-const ROOM: u32 = 16_384;
-
-/// A fixture whose model has room for tools.
-async fn roomy() -> Fixture {
-    let mut fixture = Fixture::new().await;
-    let (served, engine) = testing::served_with_context(ROOM);
-    fixture.context.chat = Arc::new(Chat::new(vec![served], 8));
-    fixture.engine = engine;
-    fixture
-}
+use crate::testing::{Script, complete, ids};
 
 fn message_request(path: &str, fields: &Value) -> Request<Body> {
-    let mut body = json!({
+    let body = json!({
         "model": MODEL, "max_tokens": 500, "messages": [{ "role": "user", "content": "hi" }],
     });
-    for (name, value) in fields.as_object().unwrap() {
-        body[name] = value.clone();
-    }
+    let body = merged(body, fields);
     Request::post(path)
         .header("x-api-key", KEY)
         .header("anthropic-version", "2023-06-01")
@@ -62,33 +48,6 @@ impl Answer {
         assert!(!body["error"]["message"].as_str().unwrap().is_empty());
         (self.status.as_u16(), body["error"]["type"].as_str().unwrap().to_owned())
     }
-}
-
-/// Names and data of the events of a stream.
-fn events(text: &str) -> Vec<(String, Value)> {
-    let event = |event: &str| {
-        let (name, data) = event.strip_prefix("event: ")?.split_once("\ndata: ")?;
-        Some((name.to_owned(), serde_json::from_str(data).unwrap()))
-    };
-    text.split_terminator("\n\n").filter_map(event).collect()
-}
-
-/// Reasoning, a text and a tool call, as the model writes them.
-fn rich_output() -> Vec<u32> {
-    let mut tokens = [&ids("hm")[..], &[END_THINK], &ids("I add.")].concat();
-    for text in [
-        "\n\n<",
-        "tool_calls>\n<",
-        "invoke name=\"add\">\n<",
-        "parameter name=\"a\" string=\"false\">5</",
-        "parameter>\n</",
-        "invoke>\n</",
-    ] {
-        tokens.extend(ids(text));
-        tokens.push(DSML);
-    }
-    tokens.extend(ids("tool_calls>"));
-    tokens
 }
 
 fn rich_request() -> Value {

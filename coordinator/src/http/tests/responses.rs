@@ -3,22 +3,10 @@
 mod kept;
 mod refusals;
 
+use super::dialects::{self, merged, rich_output, roomy};
 use super::*;
-use crate::chat::Chat;
 use crate::engine::request::{FinishReason, GenerateError, GenerateRequest};
-use crate::testing::{DSML, END_THINK, Script, complete, ids};
-
-/// Longest sequence where a test needs room for tools.
-const ROOM: u32 = 16_384;
-
-/// A fixture whose model has room for tools.
-async fn roomy() -> Fixture {
-    let mut fixture = Fixture::new().await;
-    let (served, engine) = testing::served_with_context(ROOM);
-    fixture.context.chat = Arc::new(Chat::new(vec![served], 8));
-    fixture.engine = engine;
-    fixture
-}
+use crate::testing::{Script, complete, ids};
 
 fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Body> {
     let builder = Request::builder()
@@ -30,10 +18,7 @@ fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Body> {
 }
 
 fn response_request(path: &str, fields: &Value) -> Request<Body> {
-    let mut body = json!({ "model": MODEL, "input": "hi" });
-    for (name, value) in fields.as_object().unwrap() {
-        body[name] = value.clone();
-    }
+    let body = merged(json!({ "model": MODEL, "input": "hi" }), fields);
     request("POST", path, Some(&body))
 }
 
@@ -57,35 +42,12 @@ impl Fixture {
 
 /// Names and data of the events of a stream; checks that they are numbered.
 fn events(text: &str) -> Vec<(String, Value)> {
-    let event = |event: &str| {
-        let (name, data) = event.strip_prefix("event: ")?.split_once("\ndata: ")?;
-        let data: Value = serde_json::from_str(data).unwrap();
-        assert_eq!(data["type"], name);
-        Some((name.to_owned(), data))
-    };
-    let events: Vec<_> = text.split_terminator("\n\n").filter_map(event).collect();
-    for (number, (_, data)) in events.iter().enumerate() {
+    let events = dialects::events(text);
+    for (number, (name, data)) in events.iter().enumerate() {
+        assert_eq!(data["type"], **name);
         assert_eq!(data["sequence_number"], number);
     }
     events
-}
-
-/// Reasoning, a text and a tool call, as the model writes them.
-fn rich_output() -> Vec<u32> {
-    let mut tokens = [&ids("hm")[..], &[END_THINK], &ids("I add.")].concat();
-    for text in [
-        "\n\n<",
-        "tool_calls>\n<",
-        "invoke name=\"add\">\n<",
-        "parameter name=\"a\" string=\"false\">5</",
-        "parameter>\n</",
-        "invoke>\n</",
-    ] {
-        tokens.extend(ids(text));
-        tokens.push(DSML);
-    }
-    tokens.extend(ids("tool_calls>"));
-    tokens
 }
 
 fn rich_request() -> Value {
