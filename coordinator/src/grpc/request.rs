@@ -1,7 +1,10 @@
 //! A message as the JSON form of the same request.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
-use switchyard_proto::inference::{self as pb, Message, Tool, ToolCall};
+use switchyard_proto::inference::response_format::Kind;
+use switchyard_proto::inference::{self as pb, Message, ResponseFormat, Tool, ToolCall};
 
 use crate::chat::invalid::{Invalid, InvalidCode};
 use crate::chat::request::ChatRequest;
@@ -28,20 +31,57 @@ pub fn convert(message: pb::ChatRequest, stream: bool) -> Result<ChatRequest, In
     set("top_logprobs", message.top_logprobs.map(Value::from));
     set("thinking", message.thinking.map(thinking));
     set("reasoning_effort", non_empty(message.reasoning_effort.into()));
-    set(
-        "response_format",
-        non_empty(message.response_format.into()).map(|kind| json!({ "type": kind })),
-    );
+    set("response_format", message.response_format.map(response_format).transpose()?);
     let tools = message.tools.into_iter().enumerate().map(tool).collect::<Result<_, _>>()?;
     set("tools", non_empty(Value::Array(tools)));
     set("tool_choice", tool_choice(&message.tool_choice, &message.tool_choice_function)?);
     set("ignore_eos", Some(message.ignore_eos.into()));
+    set("presence_penalty", number("presence_penalty", message.presence_penalty)?);
+    set("frequency_penalty", number("frequency_penalty", message.frequency_penalty)?);
+    set("top_k", message.top_k.map(Value::from));
+    set("min_p", number("min_p", message.min_p)?);
+    set("logit_bias", logit_bias(message.logit_bias)?);
+    set("n", message.n.map(Value::from));
+    set("parallel_tool_calls", message.parallel_tool_calls.map(Value::from));
+    set("user", non_empty(message.user.into()));
+    set("metadata", non_empty(message.metadata.into_iter().collect()));
     set("stream", Some(stream.into()));
     ChatRequest::from_fields(fields)
 }
 
 fn thinking(thinking: bool) -> Value {
     json!({ "type": if thinking { "enabled" } else { "disabled" } })
+}
+
+fn response_format(format: ResponseFormat) -> Result<Value, Invalid> {
+    match format.kind {
+        None => Err(Invalid::new(
+            InvalidCode::Missing,
+            "response_format",
+            "has no kind; set one, or leave it out for free text",
+        )),
+        Some(Kind::JsonObject(pb::JsonObject {})) => Ok(json!({ "type": "json_object" })),
+        Some(Kind::JsonSchema(pb::JsonSchema { name, schema_json, strict })) => {
+            let schema = json("response_format.json_schema.schema_json", &schema_json)?;
+            let schema = json!({ "name": name, "schema": schema, "strict": strict });
+            Ok(json!({ "type": "json_schema", "json_schema": schema }))
+        }
+        Some(Kind::Regex(regex)) => Ok(json!({ "type": "regex", "regex": regex })),
+        Some(Kind::Grammar(grammar)) => Ok(json!({ "type": "grammar", "grammar": grammar })),
+    }
+}
+
+fn logit_bias(bias: HashMap<u32, f32>) -> Result<Option<Value>, Invalid> {
+    let mut fields = Map::new();
+    for (token, bias) in bias {
+        fields.extend(number("logit_bias", Some(bias))?.map(|bias| (token.to_string(), bias)));
+    }
+    Ok(non_empty(fields.into()))
+}
+
+fn json(param: &str, text: &str) -> Result<Value, Invalid> {
+    serde_json::from_str(text)
+        .map_err(|error| Invalid::new(InvalidCode::Json, param, &format!("is not JSON: {error}")))
 }
 
 /// JSON has no way to write what is not finite.
@@ -54,12 +94,13 @@ fn number(name: &str, value: Option<f32>) -> Result<Option<Value>, Invalid> {
     }
 }
 
-/// Protobuf cannot tell an empty string or list from an absent one.
+/// Protobuf cannot tell an empty string, list or map from an absent one.
 fn non_empty(value: Value) -> Option<Value> {
     let is_empty = match &value {
         Value::String(text) => text.is_empty(),
         Value::Array(values) => values.is_empty(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => false,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
     };
     (!is_empty).then_some(value)
 }
@@ -96,9 +137,10 @@ fn tool((index, tool): (usize, Tool)) -> Result<Value, Invalid> {
     let mut function = json!({ "name": tool.name, "description": tool.description });
     if !tool.parameters_json.is_empty() {
         let param = format!("tools[{index}].parameters_json");
-        function["parameters"] = serde_json::from_str(&tool.parameters_json).map_err(|error| {
-            Invalid::new(InvalidCode::Json, &param, &format!("is not JSON: {error}"))
-        })?;
+        function["parameters"] = json(&param, &tool.parameters_json)?;
+    }
+    if tool.strict {
+        function["strict"] = true.into();
     }
     Ok(json!({ "type": "function", "function": function }))
 }

@@ -1,12 +1,13 @@
 //! Chunks and whole answers as messages.
 
 use deepseek_recipe::openai::chat_completion::response::{
-    ChatCompletionChunk, ChatCompletionFinishReason, ChatCompletionLogprobs,
+    ChatCompletionChoice, ChatCompletionChunk, ChatCompletionFinishReason, ChatCompletionLogprobs,
     ChatCompletionResponse, ChatCompletionTokenLogprob, ChatCompletionToolCallDelta,
     ChatCompletionUsage,
 };
 use switchyard_proto::inference::{
-    ChatChunk, ChatResponse, Message, TokenLogprob, ToolCall, ToolCallDelta, TopLogprob, Usage,
+    ChatChunk, ChatResponse, Choice, Message, TokenLogprob, ToolCall, ToolCallDelta, TopLogprob,
+    Usage,
 };
 
 /// A chunk as a message.
@@ -20,7 +21,9 @@ pub fn chunk(chunk: ChatCompletionChunk) -> ChatChunk {
         system_fingerprint: chunk.system_fingerprint.unwrap_or_default(),
         ..ChatChunk::default()
     };
+    // A chunk of several choices would be several messages; the server makes none.
     if let Some(choice) = chunk.choices.into_iter().next() {
+        message.index = choice.index;
         message.content = choice.delta.content.flatten().unwrap_or_default();
         message.reasoning_content = choice.delta.reasoning_content.flatten().unwrap_or_default();
         message.finish_reason = finish_reason(choice.finish_reason);
@@ -34,31 +37,35 @@ pub fn chunk(chunk: ChatCompletionChunk) -> ChatChunk {
 /// A whole answer as a message.
 #[must_use]
 pub fn whole(response: ChatCompletionResponse) -> ChatResponse {
-    let mut message = ChatResponse {
+    ChatResponse {
         id: response.id,
         model: response.model,
         created: response.created,
+        choices: response.choices.into_iter().map(choice).collect(),
         usage: response.usage.map(usage),
         system_fingerprint: response.system_fingerprint.unwrap_or_default(),
-        ..ChatResponse::default()
-    };
-    if let Some(choice) = response.choices.into_iter().next() {
-        let tool_calls = choice.message.tool_calls.into_iter().flatten().map(|call| ToolCall {
-            id: call.call.id,
-            name: call.call.function.name,
-            arguments: call.call.function.arguments,
-        });
-        message.message = Some(Message {
-            role: "assistant".to_owned(),
-            content: choice.message.content.unwrap_or_default(),
-            reasoning_content: choice.message.reasoning_content.unwrap_or_default(),
-            tool_calls: tool_calls.collect(),
-            ..Message::default()
-        });
-        message.finish_reason = finish_reason(choice.finish_reason);
-        message.logprobs = logprobs(choice.logprobs);
     }
-    message
+}
+
+fn choice(choice: ChatCompletionChoice) -> Choice {
+    let tool_calls = choice.message.tool_calls.into_iter().flatten().map(|call| ToolCall {
+        id: call.call.id,
+        name: call.call.function.name,
+        arguments: call.call.function.arguments,
+    });
+    let message = Message {
+        role: "assistant".to_owned(),
+        content: choice.message.content.unwrap_or_default(),
+        reasoning_content: choice.message.reasoning_content.unwrap_or_default(),
+        tool_calls: tool_calls.collect(),
+        ..Message::default()
+    };
+    Choice {
+        index: choice.index,
+        message: Some(message),
+        finish_reason: finish_reason(choice.finish_reason),
+        logprobs: logprobs(choice.logprobs),
+    }
 }
 
 fn finish_reason(reason: Option<ChatCompletionFinishReason>) -> String {

@@ -1,8 +1,10 @@
 use futures::StreamExt as _;
 use serde_json::json;
 use switchyard_proto::inference::inference_server::Inference as _;
+use switchyard_proto::inference::response_format::Kind;
 use switchyard_proto::inference::{
-    ChatRequest, ListModelsRequest, Message, TokenizeRequest, Tool, ToolCall, tokenize_request,
+    ChatRequest, JsonObject, JsonSchema, ListModelsRequest, Message, ResponseFormat,
+    TokenizeRequest, Tool, ToolCall, tokenize_request,
 };
 use tonic::{Code, Request};
 
@@ -34,6 +36,10 @@ fn chat() -> ChatRequest {
     }
 }
 
+fn format(kind: Kind) -> Option<ResponseFormat> {
+    Some(ResponseFormat { kind: Some(kind) })
+}
+
 fn with_key<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {KEY}").parse().unwrap());
@@ -59,9 +65,10 @@ async fn streamed_and_whole_answers_are_the_same_as_over_http() {
 
     fixture.engine.answer(&tokens);
     let whole = inference.complete(with_key(request)).await.unwrap().into_inner();
-    let answer = whole.message.unwrap();
+    let [choice] = &whole.choices[..] else { panic!("one choice") };
+    let answer = choice.message.clone().unwrap();
     assert_eq!((answer.reasoning_content, answer.content), (reasoning, text));
-    assert_eq!(whole.finish_reason, "stop");
+    assert_eq!(choice.finish_reason, "stop");
     assert_eq!(whole.usage, last.usage);
     assert_eq!(whole.usage.unwrap().reasoning_tokens, 9);
     assert!(whole.system_fingerprint.starts_with("fp_"));
@@ -103,15 +110,26 @@ fn every_field_reaches_its_json_name() {
         top_logprobs: Some(2),
         thinking: Some(false),
         reasoning_effort: "low".into(),
-        response_format: "json_object".into(),
+        response_format: format(Kind::JsonObject(JsonObject {})),
         tools: vec![Tool {
             name: "add".into(),
             description: "adds".into(),
             parameters_json: r#"{"type": "object"}"#.into(),
+            strict: true,
         }],
         tool_choice: "auto".into(),
+        tool_choice_function: String::new(),
         ignore_eos: true,
-        ..chat()
+        presence_penalty: Some(0.5),
+        frequency_penalty: Some(-0.5),
+        top_k: Some(3),
+        min_p: Some(0.125),
+        logit_bias: [(7, 1.5)].into(),
+        n: Some(2),
+        parallel_tool_calls: Some(false),
+        user: "ann".into(),
+        metadata: [("team".to_owned(), "red".to_owned())].into(),
+        model: MODEL.into(),
     };
     let converted = request::convert(request, true).unwrap();
     let body = json!({
@@ -132,12 +150,77 @@ fn every_field_reaches_its_json_name() {
         "response_format": { "type": "json_object" },
         "tools": [{
             "type": "function",
-            "function": { "name": "add", "description": "adds", "parameters": { "type": "object" } },
+            "function": {
+                "name": "add", "description": "adds", "parameters": { "type": "object" }, "strict": true,
+            },
         }],
-        "tool_choice": "auto", "ignore_eos": true, "stream": true,
+        "tool_choice": "auto", "ignore_eos": true, "stream": true, "presence_penalty": 0.5,
+        "frequency_penalty": -0.5, "top_k": 3, "min_p": 0.125, "logit_bias": { "7": 1.5 }, "n": 2,
+        "parallel_tool_calls": false, "user": "ann", "metadata": { "team": "red" },
     });
     let expect = Checked::from_slice(body.to_string().as_bytes()).unwrap();
     assert_eq!(format!("{converted:?}"), format!("{expect:?}"));
+}
+
+#[test]
+fn every_response_format_is_the_one_of_http() {
+    let schema = JsonSchema {
+        name: "point".into(),
+        schema_json: r#"{"type": "object"}"#.into(),
+        strict: true,
+    };
+    for (kind, expect) in [
+        (
+            Kind::JsonSchema(schema),
+            json!({
+                "type": "json_schema",
+                "json_schema": { "name": "point", "schema": { "type": "object" }, "strict": true },
+            }),
+        ),
+        (Kind::Regex("[ab]+".into()), json!({ "type": "regex", "regex": "[ab]+" })),
+        (
+            Kind::Grammar("start: \"a\"".into()),
+            json!({ "type": "grammar", "grammar": "start: \"a\"" }),
+        ),
+    ] {
+        let request = ChatRequest { response_format: format(kind), ..chat() };
+        let converted = request::convert(request, false).unwrap();
+        let body = json!({
+            "model": MODEL, "messages": [{ "role": "user", "content": "hi" }], "response_format": expect,
+            "ignore_eos": false, "stream": false,
+        });
+        let expect = Checked::from_slice(body.to_string().as_bytes()).unwrap();
+        assert_eq!(format!("{converted:?}"), format!("{expect:?}"));
+    }
+}
+
+#[tokio::test]
+async fn several_choices_come_with_their_indices() {
+    let fixture = Fixture::new().await;
+    let inference = fixture.inference();
+    let request = ChatRequest { n: Some(2), ..chat() };
+    let answer = |texts: [&str; 2]| texts.map(|text| fixture.engine.answer(&ids(text)));
+
+    answer(["a", "b"]);
+    let whole = inference.complete(with_key(request.clone())).await.unwrap().into_inner();
+    let texts: Vec<_> = whole
+        .choices
+        .into_iter()
+        .map(|choice| (choice.index, choice.message.unwrap().content))
+        .collect();
+    assert_eq!(texts, [(0, "a".to_owned()), (1, "b".to_owned())]);
+
+    answer(["a", "b"]);
+    let stream = inference.chat(with_key(request)).await.unwrap().into_inner();
+    let chunks: Vec<_> = stream.map(Result::unwrap).collect().await;
+    for (index, expect) in [(0, "a"), (1, "b")] {
+        let of_choice = chunks.iter().filter(|chunk| chunk.index == index);
+        assert_eq!(of_choice.map(|chunk| chunk.content.as_str()).collect::<String>(), expect);
+    }
+    let finished: Vec<_> = chunks.iter().filter(|it| !it.finish_reason.is_empty()).collect();
+    assert_eq!(finished.len(), 2);
+    assert_eq!(chunks.iter().filter(|chunk| chunk.usage.is_some()).count(), 1);
+    assert!(chunks.last().unwrap().usage.is_some());
 }
 
 #[tokio::test]
@@ -165,10 +248,16 @@ async fn refusals_carry_a_status_a_code_and_the_field() {
             Some("top_p"),
         ),
         (
-            ChatRequest { response_format: "regex".into(), ..chat() },
+            ChatRequest { response_format: Some(ResponseFormat::default()), ..chat() },
             Code::InvalidArgument,
             "missing_required_parameter",
-            Some("response_format.regex"),
+            Some("response_format"),
+        ),
+        (
+            ChatRequest { logit_bias: [(7, f32::NAN)].into(), ..chat() },
+            Code::InvalidArgument,
+            "invalid_value",
+            Some("logit_bias"),
         ),
         (
             ChatRequest {
@@ -254,8 +343,9 @@ async fn logprobs_are_carried() {
     ]));
     let request = ChatRequest { logprobs: Some(true), top_logprobs: Some(1), ..chat() };
     let answer = fixture.inference().complete(with_key(request)).await.unwrap().into_inner();
-    assert_eq!(answer.finish_reason, "length");
-    let [logprob] = &answer.logprobs[..] else { panic!("one token") };
+    let [choice] = &answer.choices[..] else { panic!("one choice") };
+    assert_eq!(choice.finish_reason, "length");
+    let [logprob] = &choice.logprobs[..] else { panic!("one token") };
     assert_eq!(
         (logprob.token.as_str(), logprob.logprob, &logprob.bytes[..]),
         ("a", -0.5, &b"a"[..])
