@@ -138,6 +138,12 @@ impl Chat {
         Self { compat, ..self }
     }
 
+    /// Whose API it keeps to.
+    #[must_use]
+    pub fn compat(&self) -> Compat {
+        self.compat
+    }
+
     /// The served models, in the order of the options.
     pub fn models(&self) -> impl Iterator<Item = &Served> {
         self.models.values().map(AsRef::as_ref)

@@ -166,11 +166,11 @@ pub enum Error {
         waiting: usize,
     },
     /// The sequence could grow past what a rank can hold.
-    #[error("the sequence needs up to {needed} KV blocks, but a sequence may have {available}")]
+    #[error("the sequence may grow to {needed} tokens, but a sequence may have {available}")]
     TooLong {
-        /// Blocks of the longest possible sequence.
+        /// Tokens of the prompt and the longest possible answer.
         needed: usize,
-        /// Blocks that one sequence may have.
+        /// Tokens that one sequence may have.
         available: usize,
     },
 }

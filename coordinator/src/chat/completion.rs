@@ -231,6 +231,7 @@ impl Protocol for CompletionRequest {
     const ID_PREFIX: &'static str = "cmpl-";
     const OPERATION: &'static str = names::GEN_AI_OPERATION_TEXT_COMPLETION;
     const PROMPT: &'static str = "prompt";
+    const FORMAT: &'static str = "response_format";
 
     fn model(&self) -> &str {
         &self.model

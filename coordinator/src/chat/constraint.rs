@@ -22,7 +22,6 @@ use crate::engine::request::Constraint;
 #[cfg(test)]
 mod tests;
 
-const RESPONSE_FORMAT: &str = "response_format";
 const TOOLS: &str = "tools";
 
 /// What a request asks of its answer beyond what its conversation says.
@@ -36,7 +35,8 @@ pub(super) struct Rules {
     pub(super) grammar: Option<String>,
 }
 
-/// The grammar of the answer to `request`, or `None` when it is free.
+/// The grammar of the answer to `request`, or `None` when it is free. Refusals name `format`, the field of the protocol
+/// that says what an answer must be, or `tools`.
 ///
 /// # Errors
 /// [`Error::Invalid`] when it cannot be enforced.
@@ -44,8 +44,9 @@ pub(super) fn constraint(
     model: &Model,
     request: &ConversationRequest,
     rules: &Rules,
+    format: &'static str,
 ) -> Result<Option<Arc<Constraint>>, Error> {
-    let (grammar, param) = match answer_grammar(model, request, rules)? {
+    let (grammar, param) = match answer_grammar(model, request, rules, format)? {
         Some(found) => found,
         None => return Ok(None),
     };
@@ -67,21 +68,24 @@ fn answer_grammar(
     model: &Model,
     request: &ConversationRequest,
     rules: &Rules,
+    format: &'static str,
 ) -> Result<Option<(Grammar, &'static str)>, Error> {
     let conversation = &request.conversation;
     let answer = match (&rules.grammar, &request.inference_options.output_constraint) {
         (Some(lark), _) => Some(Grammar::lark(lark.clone())),
         // The schema of a strict format, normalised.
-        (None, Some(OutputConstraint::Json { schema: Some(schema) })) => Some(of_schema(schema)?),
+        (None, Some(OutputConstraint::Json { schema: Some(schema) })) => {
+            Some(of_schema(schema, format)?)
+        }
         (None, _) => match &conversation.response_format {
             ResponseFormat::Text => None,
             ResponseFormat::JsonObject => Some(Grammar::json_object()),
-            ResponseFormat::JsonSchema(schema) => Some(of_schema(schema)?),
+            ResponseFormat::JsonSchema(schema) => Some(of_schema(schema, format)?),
             ResponseFormat::Regex(regex) => Some(Grammar::regex(regex)),
         },
     };
     if conversation.tools.is_empty() || conversation.tool_choice == ToolChoice::None {
-        return Ok(answer.map(|grammar| (grammar, RESPONSE_FORMAT)));
+        return Ok(answer.map(|grammar| (grammar, format)));
     }
     let is_opened = request.parsing_options.starts_in_tool_calls;
     let tool_use = ToolUse {
@@ -100,12 +104,12 @@ fn answer_grammar(
     }
     let tools: Vec<_> = conversation.tools.iter().map(tool).collect();
     let grammar = Grammar::tool_calls(&tools, &tool_use, answer.as_ref());
-    let param = if answer.is_some() { RESPONSE_FORMAT } else { TOOLS };
+    let param = if answer.is_some() { format } else { TOOLS };
     Ok(Some((grammar.map_err(|error| refused(param, &error))?, param)))
 }
 
-fn of_schema(schema: &Value) -> Result<Grammar, Error> {
-    Grammar::json_schema(schema).map_err(|error| refused(RESPONSE_FORMAT, &error))
+fn of_schema(schema: &Value, format: &'static str) -> Result<Grammar, Error> {
+    Grammar::json_schema(schema).map_err(|error| refused(format, &error))
 }
 
 fn tool(tool: &ToolDefinition) -> Tool<'_> {

@@ -136,6 +136,7 @@ impl ProtocolRequest for Messages {
 impl Protocol for Messages {
     const ID_PREFIX: &'static str = "msg_";
     const PROMPT: &'static str = "messages";
+    const FORMAT: &'static str = "output_config.format";
 
     fn model(&self) -> &str {
         &self.body.model

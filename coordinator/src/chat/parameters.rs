@@ -16,19 +16,23 @@ mod shapes;
 
 use serde_json::{Map, Value, json};
 
+use super::compat::Compat;
+
 #[cfg(test)]
 mod tests;
 
 /// The dialect of every schema here.
 const SCHEMA_DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
-/// What of the schema depends on the model.
+/// What of the schema depends on the model and the server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Facts {
     /// Longest sequence, prompt and answer together, in tokens. `None`: depends on the model.
     pub context_length: Option<u32>,
     /// Whether requests that do not say think. `None`: depends on the model.
     pub default_thinking: Option<bool>,
+    /// Whose API the server keeps to.
+    pub compat: Compat,
 }
 
 /// Where a form shows a parameter.
@@ -64,7 +68,7 @@ pub struct Parameter {
     schema: Value,
 }
 
-/// All parameters, in the order of a form; unlisted ones last.
+/// All parameters that do something, in the order of a form; unlisted ones last.
 #[must_use]
 pub fn all(facts: &Facts) -> Vec<Parameter> {
     let mut parameters = table::text();
@@ -75,9 +79,18 @@ pub fn all(facts: &Facts) -> Vec<Parameter> {
     parameters.extend(table::tools());
     parameters.extend(table::bookkeeping());
     parameters.extend(table::unlisted());
+    parameters.retain(|parameter| acts(parameter.name, facts.compat));
     // A stable sort: within a group the table's order stays.
     parameters.sort_by_key(|parameter| parameter.group.rank());
     parameters
+}
+
+/// Whether a parameter does something; see [`compat`](super::compat).
+fn acts(name: &str, compat: Compat) -> bool {
+    match compat {
+        Compat::OpenAi => true,
+        Compat::DeepSeek => !["n", "presence_penalty", "frequency_penalty"].contains(&name),
+    }
 }
 
 /// The JSON Schema of a form for one model: everything but the model itself.

@@ -88,7 +88,7 @@ impl Chat {
                 }
                 Some(raw) => raw_prompts(&served.model, raw, extras.n, &room)?,
             };
-            let constraint = constraint(&served.model, &conversation, &extras.rules)?;
+            let constraint = constraint(&served.model, &conversation, &extras.rules, P::FORMAT)?;
             // What is enforced need not be searched for in the text.
             conversation.parsing_options.parse_json_output &= constraint.is_none();
             Ok(Prepared { conversation, prompts, constraint, extras })

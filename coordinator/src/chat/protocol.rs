@@ -30,6 +30,8 @@ pub trait Protocol:
     const OPERATION: &'static str = names::GEN_AI_OPERATION_CHAT;
     /// The field that holds its prompts.
     const PROMPT: &'static str;
+    /// The field that says what the answer must be.
+    const FORMAT: &'static str;
 
     /// Id of the model that is asked for.
     fn model(&self) -> &str;
@@ -153,6 +155,7 @@ impl<P: Protocol> Request<P> {
 impl Protocol for ChatCompletionRequest {
     const ID_PREFIX: &'static str = "chatcmpl-";
     const PROMPT: &'static str = "messages";
+    const FORMAT: &'static str = "response_format";
 
     fn model(&self) -> &str {
         &self.model

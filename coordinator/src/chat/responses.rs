@@ -182,6 +182,7 @@ impl ProtocolRequest for Responses {
 impl Protocol for Responses {
     const ID_PREFIX: &'static str = "resp_";
     const PROMPT: &'static str = "input";
+    const FORMAT: &'static str = "text.format";
 
     fn model(&self) -> &str {
         &self.0.model

@@ -126,12 +126,15 @@ pub enum SubmitError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The sequence needs more KV blocks than a rank has.
-    #[error("the request needs {needed} KV blocks, but a rank has {available}")]
+    /// The sequence could grow past what a rank can hold.
+    #[error(
+        "prompt and answer may need {needed} tokens, but the workers have room for {available} per request: shorten \
+         the prompt or lower `max_tokens`"
+    )]
     TooLong {
-        /// Blocks of the longest possible sequence.
+        /// Tokens of the prompt and the longest possible answer.
         needed: usize,
-        /// Blocks of a rank.
+        /// Tokens that one sequence may have.
         available: usize,
     },
 }

@@ -281,7 +281,7 @@ async fn a_full_queue_and_a_long_request_are_refused() {
     let fixture = Fixture::start();
     let _ranks = fixture.form(1, 1).await;
     let too_long = fixture.handle.submit(request(1_022)).await;
-    let expected = SubmitError::TooLong { needed: 9, available: 8 };
+    let expected = SubmitError::TooLong { needed: 1_025, available: 1_024 };
     assert_eq!(too_long.err(), Some(expected));
     // Two steps are in flight and none is over: eight sequences run at most, four wait.
     let mut generations = Vec::new();

@@ -164,9 +164,9 @@ impl InferenceService for Inference {
         request: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
         let (metadata, _, _) = request.into_parts();
-        let models = async |_| {
-            let models = self.chat.models().map(model).collect();
-            Ok(ListModelsResponse { models })
+        let models = async |account: Account| {
+            let models = self.chat.models().filter(|it| account.check_model(it.model.id()).is_ok());
+            Ok(ListModelsResponse { models: models.map(model).collect() })
         };
         self.call("ListModels", metadata, models).await
     }

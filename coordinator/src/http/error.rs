@@ -315,8 +315,9 @@ fn chat_answer(error: &chat::Error) -> Answer {
         Chat::Submit(SubmitError::NotReady { retry_after, .. }) => {
             unavailable().retry_after(*retry_after)
         }
+        // The field depends on the dialect, and may be a tool's schema; the message says what it was.
         Chat::Generate(GenerateError::Constraint(_)) => {
-            Answer::invalid(StatusCode::BAD_REQUEST, code).param("response_format".to_owned())
+            Answer::invalid(StatusCode::BAD_REQUEST, code)
         }
         Chat::Generate(GenerateError::GroupLost(_) | GenerateError::ShuttingDown) => {
             unavailable().retry_after(RETRY_AFTER_DEFAULT)

@@ -1,15 +1,16 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`: OpenAI's fields, and what a client needs to offer a model to a person.
 
-use axum::Json;
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{Context, Error};
-use crate::chat::Served;
+use crate::auth::Account;
 use crate::chat::parameters::{self, Facts};
+use crate::chat::{self, Served};
 use crate::options::ModelOptions;
 
 #[cfg(test)]
@@ -98,20 +99,25 @@ const V4: Capabilities = Capabilities {
     vision: false,
 };
 
-/// All models, ready or not: a model does not vanish from a client's list while it recovers.
-pub async fn list(State(context): State<Context>) -> Json<ModelList> {
-    let models = context.chat.models();
-    let data = models.map(|served| ModelObject::new(served, &context.catalog)).collect();
+/// The models that the key may use, ready or not: a model does not vanish from a client's list while it recovers.
+pub async fn list(
+    State(context): State<Context>,
+    Extension(account): Extension<Account>,
+) -> Json<ModelList> {
+    let models = context.chat.models().filter(|it| account.check_model(it.model.id()).is_ok());
+    let data = models.map(|served| context.model_object(served)).collect();
     Json(ModelList { object: "list", data })
 }
 
 /// One model.
 pub async fn retrieve(
     State(context): State<Context>,
+    Extension(account): Extension<Account>,
     Path(id): Path<String>,
 ) -> Result<Json<ModelObject>, Error> {
     let served = context.chat.model(&id)?;
-    Ok(Json(ModelObject::new(served, &context.catalog)))
+    account.check_model(&id).map_err(chat::Error::from)?;
+    Ok(Json(context.model_object(served)))
 }
 
 // === impl Catalog ===
@@ -128,20 +134,21 @@ impl Catalog {
     }
 }
 
-// === impl ModelObject ===
+// === impl Context ===
 
-impl ModelObject {
-    fn new(served: &Served, catalog: &Catalog) -> Self {
+impl Context {
+    fn model_object(&self, served: &Served) -> ModelObject {
         let model = &served.model;
-        let card = catalog.cards.get(model.id());
+        let card = self.catalog.cards.get(model.id());
         let title = card.map_or_else(|| model.id().to_owned(), |card| card.title.clone());
         // Not the model's own limit: its group may have room for less.
         let context_length = served.context_length();
         let facts = Facts {
             context_length: Some(context_length),
             default_thinking: Some(model.default_thinking()),
+            compat: self.chat.compat(),
         };
-        Self {
+        ModelObject {
             id: model.id().to_owned(),
             object: "model",
             created: model.created(),

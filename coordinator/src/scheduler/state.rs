@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use switchyard_moe::capacity;
 use switchyard_moe::config::BLOCK_SIZE;
 use switchyard_moe::ids::{SequenceId, StepId};
 
@@ -103,15 +102,12 @@ impl Scheduler {
         let id = new.id;
         debug_assert!(!new.prompt.is_empty() && new.max_tokens > 0);
         debug_assert!(self.sequences.last_key_value().is_none_or(|(&newest, _)| newest < id));
-        let len = new.prompt.len() + new.max_tokens;
-        let available = self.limits.num_blocks.min(self.limits.max_model_len / BLOCK_SIZE);
+        let needed = new.prompt.len() + new.max_tokens;
         // The last token of an answer is never computed, so its position needs no block.
-        if len > self.limits.max_model_len || capacity::num_blocks(len - 1) > self.limits.num_blocks
-        {
-            return Update::Refused(
-                id,
-                Error::TooLong { needed: capacity::num_blocks(len), available },
-            );
+        let room = self.limits.num_blocks * BLOCK_SIZE + 1;
+        let available = room.min(self.limits.max_model_len);
+        if needed > available {
+            return Update::Refused(id, Error::TooLong { needed, available });
         }
         let waiting = self.waiting.iter().filter(|id| !self.sequences[id].started).count();
         if waiting >= self.limits.max_waiting {

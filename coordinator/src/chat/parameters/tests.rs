@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::chat::request::ChatRequest;
 
-const FACTS: Facts = Facts { context_length: Some(4096), default_thinking: Some(false) };
+const FACTS: Facts =
+    Facts { context_length: Some(4096), default_thinking: Some(false), compat: Compat::OpenAi };
 
 /// A request that would be served, with these fields on top.
 fn with(fields: &[(&str, &Value)]) -> Map<String, Value> {

@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::auth::KeyChange;
+use crate::chat::compat::Compat;
 use crate::http::router;
+use crate::options::Limits;
 use crate::testing::{CONTEXT_LENGTH, Fixture, KEY, MODEL};
 
 async fn get(fixture: &Fixture, path: &str) -> Value {
@@ -38,6 +41,31 @@ async fn a_model_says_what_it_is_and_what_it_takes() {
         (&"Tiny".into(), &"Made by program.".into())
     );
     assert_eq!(model["form_schema"]["title"], "Tiny");
+}
+
+#[tokio::test]
+async fn a_key_sees_the_models_that_it_may_use() {
+    let fixture = Fixture::new().await;
+    let keys = fixture.context.accounts.keys();
+    let id = keys.check(KEY).await.unwrap().key_id();
+    for (models, shown) in [(vec!["other".to_owned()], 0), (vec![MODEL.to_owned()], 1)] {
+        let change = KeyChange { models: Some(models), ..KeyChange::default() };
+        keys.update(id, &change).await.unwrap();
+        assert_eq!(get(&fixture, "/v1/models").await["data"].as_array().unwrap().len(), shown);
+        let model = get(&fixture, "/v1/models/tiny").await;
+        assert_eq!(model["error"]["code"] == "model_not_allowed", shown == 0, "{model}");
+    }
+}
+
+#[tokio::test]
+async fn the_form_has_no_parameter_that_the_server_ignores() {
+    for (compat, has) in [(Compat::OpenAi, true), (Compat::DeepSeek, false)] {
+        let fixture = Fixture::with(Limits::default(), compat).await;
+        let model = get(&fixture, "/v1/models/tiny").await;
+        for name in ["n", "presence_penalty", "frequency_penalty"] {
+            assert_eq!(model["form_schema"]["properties"].get(name).is_some(), has, "{name}");
+        }
+    }
 }
 
 #[tokio::test]

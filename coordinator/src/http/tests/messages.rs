@@ -230,6 +230,17 @@ async fn a_schema_is_told_to_the_model() {
 }
 
 #[tokio::test]
+async fn a_schema_that_cannot_be_enforced_is_refused_by_its_name_in_this_dialect() {
+    let fixture = roomy().await;
+    let schema = json!({ "type": "object", "properties": { "a": { "$ref": "#/$defs/none" } }, "required": ["a"] });
+    let format = json!({ "type": "json_schema", "schema": schema });
+    let answer = fixture.message(&json!({ "output_config": { "format": format } })).await;
+    assert_eq!(answer.anthropic_error(), (400, "invalid_request_error".to_owned()));
+    let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("output_config.format"), "{message}");
+}
+
+#[tokio::test]
 async fn what_is_promised_of_an_answers_form_is_a_constraint() {
     let fixture = roomy().await;
     let schema = json!({ "type": "object", "properties": { "a": { "type": "integer" } } });

@@ -266,7 +266,12 @@ async fn refusals_of_the_engine_keep_their_status_and_retry() {
             "model_not_ready",
             "3",
         ),
-        (SubmitError::TooLong { needed: 9, available: 8 }, 400, "context_length_exceeded", ""),
+        (
+            SubmitError::TooLong { needed: 1_025, available: 1_024 },
+            400,
+            "context_length_exceeded",
+            "",
+        ),
     ] {
         for stream in [false, true] {
             let message = error.to_string();
