@@ -1,4 +1,4 @@
-//! What structured output costs beside the model: compiling a schema, and the mask and bookkeeping of one token, with
+//! What structured output costs beside the model: compiling a schema for the first time and again, and the mask and bookkeeping of one token, with
 //! the demo model's vocabulary and with one of V4's size (made up: 128,000 words over letters, digits and marks).
 //!
 //! `cargo bench -p switchyard-benches --bench grammar [-- FILTER]`
@@ -10,12 +10,13 @@ use switchyard_grammar::{Grammar, Matcher, Vocabulary};
 
 const EOS: u32 = 1;
 
-fn schema() -> Value {
+/// Schemas of different ages are different grammars.
+fn schema(age_max: u32) -> Value {
     json!({
         "type": "object",
         "properties": {
             "name": { "type": "string" },
-            "age": { "type": "integer", "minimum": 0, "maximum": 150 },
+            "age": { "type": "integer", "minimum": 0, "maximum": age_max },
             "tags": { "type": "array", "items": { "enum": ["red", "green", "blue"] } },
             "address": { "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] },
         },
@@ -66,11 +67,22 @@ fn token(vocabulary: &Vocabulary, grammar: &Grammar, matcher: &mut Matcher, rand
 }
 
 fn grammar(c: &mut Criterion) {
-    let grammar = Grammar::json_schema(&schema()).unwrap();
+    let grammar = Grammar::json_schema(&schema(150)).unwrap();
+    // More than are kept compiled.
+    let others: Vec<_> =
+        (200..300).map(|age_max| Grammar::json_schema(&schema(age_max)).unwrap()).collect();
     for (name, vocabulary) in [("demo", demo()), ("129280", large())] {
         c.bench_with_input(BenchmarkId::new("compile", name), &vocabulary, |b, vocabulary| {
-            b.iter(|| vocabulary.compile(&grammar).unwrap());
+            let mut others = others.iter().cycle();
+            b.iter(|| vocabulary.compile(others.next().unwrap()).unwrap());
         });
+        c.bench_with_input(
+            BenchmarkId::new("compile again", name),
+            &vocabulary,
+            |b, vocabulary| {
+                b.iter(|| vocabulary.compile(&grammar).unwrap());
+            },
+        );
         c.bench_with_input(BenchmarkId::new("token", name), &vocabulary, |b, vocabulary| {
             let mut matcher = vocabulary.compile(&grammar).unwrap();
             let mut random = 1;

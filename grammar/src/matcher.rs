@@ -57,6 +57,13 @@ impl Matcher {
     }
 }
 
+impl Clone for Matcher {
+    /// A matcher at the same point that goes on by itself, with what has been worked out so far.
+    fn clone(&self) -> Self {
+        Self { matcher: self.matcher.deep_clone(), num_words: self.num_words }
+    }
+}
+
 impl fmt::Debug for Matcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Matcher").field("is_complete", &self.is_complete()).finish_non_exhaustive()

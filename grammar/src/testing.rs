@@ -12,10 +12,13 @@ pub(crate) const DSML: u32 = 3;
 
 /// All bytes as single tokens, some words, and markup.
 pub(crate) fn vocabulary() -> &'static Vocabulary {
-    static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
-        Vocabulary::new(tokenizer_json().to_string().as_bytes(), VOCAB_SIZE, EOS).unwrap()
-    });
+    static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(new_vocabulary);
     &VOCABULARY
+}
+
+/// The same, with no grammar compiled yet.
+pub(crate) fn new_vocabulary() -> Vocabulary {
+    Vocabulary::new(tokenizer_json().to_string().as_bytes(), VOCAB_SIZE, EOS).unwrap()
 }
 
 pub(crate) const VOCAB_SIZE: usize = 300;

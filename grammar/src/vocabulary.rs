@@ -1,14 +1,19 @@
 //! A model's tokens as byte strings, and the compiler of grammars over them.
 
 use std::fmt;
-use std::sync::Arc;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{ParserFactory, TokenParser, token_bytes_from_tokenizer_json};
+use lru::LruCache;
 use serde_json::Value;
 
 use crate::{Error, Grammar, Matcher};
+
+#[cfg(test)]
+mod tests;
 
 /// Bounds on one grammar. Figures in comments are what they amount to on one core of a server of 2023.
 const LIMITS: ParserLimits = ParserLimits {
@@ -26,10 +31,16 @@ const LIMITS: ParserLimits = ParserLimits {
     verbose_errors: false,
 };
 
+/// Grammars that are kept compiled. Services ask for the same few schemas again and again; one costs some milliseconds to
+/// compile and some megabytes to keep, a copy of it a fraction.
+const KEPT_MAX: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
 /// A model's tokens. Cheap to share, expensive to make: some tenths of a second for 130,000 tokens.
 pub struct Vocabulary {
     factory: ParserFactory,
     num_words: usize,
+    /// The grammars last compiled, by their text, before their first token.
+    kept: Mutex<LruCache<String, Matcher>>,
 }
 
 // === impl Vocabulary ===
@@ -66,7 +77,8 @@ impl Vocabulary {
             ParserFactory::new_simple(&env).map_err(|error| Error::Tokenizer(error.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = LIMITS;
-        Ok(Self { factory, num_words: vocab_size.div_ceil(32) })
+        let kept = Mutex::new(LruCache::new(KEPT_MAX));
+        Ok(Self { factory, num_words: vocab_size.div_ceil(32), kept })
     }
 
     /// Compiles a grammar and finds its first mask, so that what cannot even begin is refused.
@@ -74,11 +86,22 @@ impl Vocabulary {
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Refused`], [`Error::Stuck`].
     pub fn compile(&self, grammar: &Grammar) -> Result<Matcher, Error> {
+        if let Some(matcher) = self.kept().get(grammar.as_str()) {
+            return Ok(matcher.clone());
+        }
         grammar.check_size()?;
         let lark = TopLevelGrammar::from_lark(grammar.as_str().to_owned());
         let parser: Result<TokenParser, _> = self.factory.create_parser(lark);
         let parser = parser.map_err(|error| Error::Refused(summary(&error)))?;
-        Matcher::new(llguidance::Matcher::new(Ok(parser)), self.num_words)
+        let matcher = Matcher::new(llguidance::Matcher::new(Ok(parser)), self.num_words)?;
+        self.kept().put(grammar.as_str().to_owned(), matcher.clone());
+        Ok(matcher)
+    }
+
+    /// Not held while a grammar is compiled.
+    fn kept(&self) -> MutexGuard<'_, LruCache<String, Matcher>> {
+        // A panic leaves whole entries behind.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The bytes that tokens stand for; markup is written out.
