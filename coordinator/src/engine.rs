@@ -6,6 +6,7 @@
 //! - [`status`]: what the group tells about itself.
 //! - [`handle`]: the way in.
 //! - [`group`]: a formed group, as the cluster's supervisor hands it over.
+//! - [`observe`]: its status as metrics.
 //! - `streams`: the owners of sequences, and what they are told.
 //! - `serving`: batches out to the ranks, outputs back.
 //! - `wire`: a plan as messages, and outputs checked against their plan.
@@ -35,6 +36,7 @@ mod streams;
 mod serving;
 mod wire;
 mod metrics;
+pub mod observe;
 
 #[cfg(test)]
 mod tests;

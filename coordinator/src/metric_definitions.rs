@@ -1,10 +1,14 @@
 //! Names, labels, units and buckets of the coordinator's metrics. No other file spells a metric's name.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Label: id of a model.
 pub const MODEL: &str = "model";
+/// Gauge: 1, by [`VERSION`].
+pub const BUILD_INFO: &str = "switchyard_build_info";
+/// Label: version of the program.
+pub const VERSION: &str = "version";
 
 // HTTP and gRPC.
 
@@ -97,8 +101,36 @@ pub const ENGINE_RANK_STEP_DURATION: &str = "switchyard_engine_rank_step_duratio
 pub const CLUSTER_EPOCHS_TOTAL: &str = "switchyard_cluster_epochs_total";
 /// Counter: groups lost, or given up for the next epoch, while they served.
 pub const CLUSTER_RECOVERIES_TOTAL: &str = "switchyard_cluster_recoveries_total";
+/// Counter: what ended an epoch or kept one from being formed, by [`FAULT`] and [`RANK`], the culprit's.
+pub const CLUSTER_FAULTS_TOTAL: &str = "switchyard_cluster_faults_total";
+/// Gauge: workers that hold a registration.
+pub const CLUSTER_WORKERS: &str = "switchyard_cluster_workers";
+/// Gauge: ranks of the newest group; 0 before the first.
+pub const CLUSTER_WORLD_SIZE: &str = "switchyard_cluster_world_size";
+/// Gauge: the newest epoch; 0 before the first.
+pub const CLUSTER_EPOCH: &str = "switchyard_cluster_epoch";
+/// Gauge: 1 for the group's present phase and 0 for all others, by [`PHASE`].
+pub const CLUSTER_PHASE: &str = "switchyard_cluster_phase";
+/// Gauge: share of its experts that a rank has loaded, 0 to 1, by [`RANK`].
+pub const CLUSTER_LOAD_RATIO: &str = "switchyard_cluster_load_ratio";
+/// Gauge, seconds: how long there has been work without a token; 0 without work.
+pub const ENGINE_STALLED: &str = "switchyard_engine_stalled_seconds";
+/// Label: one of [`Phase::NAMES`](crate::engine::status::Phase::NAMES).
+pub const PHASE: &str = "phase";
+/// Label: [`FAULT_WORKER_LOST`], [`FAULT_WORKER_SILENT`], [`FAULT_STEP_FAILED`] or [`FAULT_NOT_FORMED`].
+pub const FAULT: &str = "fault";
+/// Value of [`FAULT`]: a worker's registration ended while its group served.
+pub const FAULT_WORKER_LOST: &str = "worker_lost";
+/// Value of [`FAULT`]: a worker was put out because it did not answer.
+pub const FAULT_WORKER_SILENT: &str = "worker_silent";
+/// Value of [`FAULT`]: a step failed or did not end in time.
+pub const FAULT_STEP_FAILED: &str = "step_failed";
+/// Value of [`FAULT`]: a worker did not load, connect or join.
+pub const FAULT_NOT_FORMED: &str = "not_formed";
 /// Label: a rank of the model's group.
 pub const RANK: &str = "rank";
+/// Value of [`RANK`] where the culprit is not known.
+pub const RANK_UNKNOWN: &str = "unknown";
 /// Label: [`KIND_PREFILL`] or [`KIND_DECODE`].
 pub const KIND: &str = "kind";
 /// Value of [`KIND`].
@@ -172,6 +204,7 @@ pub fn describe() {
     describe_front();
     describe_accounts();
     describe_engine();
+    describe_cluster();
 }
 
 fn describe_accounts() {
@@ -197,6 +230,21 @@ fn describe_engine() {
     );
     describe_counter!(CLUSTER_EPOCHS_TOTAL, "Groups formed.");
     describe_counter!(CLUSTER_RECOVERIES_TOTAL, "Groups that ended while they served.");
+}
+
+fn describe_cluster() {
+    describe_counter!(
+        CLUSTER_FAULTS_TOTAL,
+        "What ended an epoch or kept one from being formed, by fault and culprit."
+    );
+    describe_gauge!(CLUSTER_WORKERS, "Workers that hold a registration.");
+    describe_gauge!(CLUSTER_WORLD_SIZE, "Ranks of the newest group.");
+    describe_gauge!(CLUSTER_EPOCH, "The newest epoch.");
+    describe_gauge!(CLUSTER_PHASE, "1 for the group's present phase.");
+    describe_gauge!(CLUSTER_LOAD_RATIO, "Share of its experts that a rank has loaded.");
+    describe_gauge!(ENGINE_STALLED, Unit::Seconds, "How long there has been work without a token.");
+    describe_gauge!(BUILD_INFO, "1, with the version that runs.");
+    gauge!(BUILD_INFO, VERSION => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
 fn describe_front() {

@@ -14,6 +14,7 @@ use switchyard_proto::inference::inference_server::InferenceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::server::TcpIncoming;
 
@@ -23,6 +24,7 @@ use crate::chat::model::Model;
 use crate::chat::usage::Chain;
 use crate::chat::{self, Chat, Served};
 use crate::cluster::{self, ModelGroupOptions};
+use crate::engine::observe;
 use crate::engine::status::GroupStatus;
 use crate::http::admin::Admin;
 use crate::http::models::Catalog;
@@ -36,8 +38,8 @@ mod tests;
 const BOOTSTRAP_KEY_NAME: &str = "bootstrap";
 /// After the last answer is complete: how long clients get to read it, and workers to go.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the recorder of metrics tidies up.
-const METRICS_UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the recorder of metrics tidies up, and gauges of the groups are set.
+const METRICS_UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A ping on idle gRPC connections, so that both sides notice a dead peer.
 const GRPC_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -188,8 +190,7 @@ impl Bound {
     /// Each model's id and status, now and later.
     #[must_use]
     pub fn statuses(&self) -> Vec<(String, watch::Receiver<GroupStatus>)> {
-        let models = self.context.chat.models();
-        models.map(|served| (served.model.id().to_owned(), served.engine.watch())).collect()
+        statuses(&self.context.chat)
     }
 
     /// Serves until `shutdown` is cancelled, then drains: no new requests, running answers get their time to finish,
@@ -253,10 +254,14 @@ impl Bound {
         });
         let stop = draining.clone();
         let metrics = context.metrics.clone();
+        let statuses = statuses(&context.chat);
         tasks.spawn(async move {
             let mut upkeep = tokio::time::interval(METRICS_UPKEEP_INTERVAL);
             while stop.run_until_cancelled(upkeep.tick()).await.is_some() {
                 metrics.run_upkeep();
+                for (model, status) in &statuses {
+                    observe::record(model, &status.borrow(), Instant::now());
+                }
             }
             Ok(())
         });
@@ -288,6 +293,10 @@ impl LedgerTask {
         drop(self.stop);
         self.task.await.map_err(Error::Task)
     }
+}
+
+fn statuses(chat: &Chat) -> Vec<(String, watch::Receiver<GroupStatus>)> {
+    chat.models().map(|served| (served.model.id().to_owned(), served.engine.watch())).collect()
 }
 
 /// Serves a router on a listener until `draining` is cancelled and all answers are out.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::Stream;
+use metrics::gauge;
 use switchyard_moe::ids::{ModelId, WorkerId};
 use switchyard_proto::cluster::register_event::Event;
 use switchyard_proto::cluster::{Drain, RegisterEvent, RegisterRequest, Registered};
@@ -15,6 +16,7 @@ use tonic::Status;
 use tracing::info;
 
 use super::{ModelGroupOptions, limits};
+use crate::metric_definitions as names;
 
 /// Events that wait in one lease stream: its beginning, and its end.
 const LEASE_EVENTS_MAX: usize = 4;
@@ -214,7 +216,9 @@ impl Membership {
             result = self.admit(state, info, lease);
             result.is_ok()
         });
-        Ok(Lease { events, id: result?, membership: self.clone() })
+        let id = result?;
+        self.count();
+        Ok(Lease { events, id, membership: self.clone() })
     }
 
     fn admit(
@@ -349,6 +353,13 @@ impl Membership {
             let _ = member.lease.try_send(Ok(RegisterEvent { event: Some(drain) }));
             member.gone.cancel();
         }
+        self.count();
+    }
+
+    fn count(&self) {
+        let num_members = self.state.borrow().members.len();
+        gauge!(names::CLUSTER_WORKERS, names::MODEL => self.model.as_str().to_owned())
+            .set(num_members as f64);
     }
 
     fn remove(&self, id: WorkerId) -> Option<Arc<Member>> {
@@ -361,6 +372,7 @@ impl Membership {
         if let Some(member) = &removed {
             info!(model = %self.model, %member, "worker left");
             member.gone.cancel();
+            self.count();
         }
         removed
     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use metrics::counter;
 use switchyard_moe::ids::{EpRank, GroupEpoch, ModelId};
 use tokio::time::{Duration, Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -14,8 +15,9 @@ use super::limits;
 use super::link::{self, Connector};
 use super::membership::{Member, Members, Membership};
 use super::{ModelGroupOptions, Timeouts};
-use crate::engine::group::{Command, Group, Remote};
+use crate::engine::group::{Command, Group, GroupFailure, Remote};
 use crate::engine::status::Phase;
+use crate::metric_definitions as names;
 use crate::scheduler::Limits;
 
 /// Pause after an attempt that failed though every worker is alive, so that a fault that stays is not a busy loop.
@@ -48,7 +50,7 @@ struct Outage {
 #[derive(Debug)]
 enum End {
     /// A step failed, as the engine tells it.
-    Failed(String),
+    Failed(GroupFailure),
     /// A member's lease ended.
     Lost(EpRank, Arc<Member>),
     /// Workers that were not in this epoch are ready for the next.
@@ -208,6 +210,7 @@ impl Supervisor {
     /// Puts out the workers that kept a group from being formed. With nobody to put out, the next attempt waits a moment.
     async fn blame(&mut self, cohort: &Cohort, error: &form::Error) {
         warn!(model = %self.model, %error, "group not formed");
+        self.fault(names::FAULT_NOT_FORMED, &[error.rank]);
         let is_refusal = matches!(error.source, link::Error::Failed(_));
         match error.operation {
             Operation::Load if is_refusal => self.expel(&error.member, &error.to_string()),
@@ -227,7 +230,7 @@ impl Supervisor {
         self.remote.command(Command::Serve(group)).await;
         tokio::select! {
             biased;
-            failure = self.remote.failure(self.epoch) => End::Failed(failure.reason),
+            failure = self.remote.failure(self.epoch) => End::Failed(failure),
             (rank, member) = cohort.lost() => End::Lost(rank, member),
             joined = preload(&self.membership, &mut self.former, cohort) => End::Joined(joined),
         }
@@ -238,8 +241,12 @@ impl Supervisor {
         let now = Instant::now();
         let give_up_at = Some(now + self.timeouts.recovery);
         let (reason, grace) = match end {
-            End::Failed(reason) => (reason, self.timeouts.rejoin_grace),
+            End::Failed(GroupFailure { reason, suspects, .. }) => {
+                self.fault(names::FAULT_STEP_FAILED, &suspects);
+                (reason, self.timeouts.rejoin_grace)
+            }
             End::Lost(rank, member) => {
+                self.fault(names::FAULT_WORKER_LOST, &[rank]);
                 (format!("rank {rank}, {member}, left"), self.timeouts.rejoin_grace)
             }
             End::Joined(members) => {
@@ -259,8 +266,23 @@ impl Supervisor {
         // One whose lease has ended has left already.
         let silent = silent.into_iter().filter(|(_, member, _)| !member.gone.is_cancelled());
         for (rank, member, error) in silent {
+            self.fault(names::FAULT_WORKER_SILENT, &[rank]);
             self.expel(&member, &format!("rank {rank}, {member}, does not answer: {error}"));
         }
+    }
+
+    /// Counts a fault, once for each culprit.
+    fn fault(&self, fault: &'static str, culprits: &[EpRank]) {
+        let count = |rank: String| {
+            let model = self.model.as_str().to_owned();
+            let labels =
+                [(names::MODEL, model), (names::FAULT, fault.to_owned()), (names::RANK, rank)];
+            counter!(names::CLUSTER_FAULTS_TOTAL, &labels).increment(1);
+        };
+        if culprits.is_empty() {
+            count(names::RANK_UNKNOWN.to_owned());
+        }
+        culprits.iter().for_each(|rank| count(rank.to_string()));
     }
 
     fn expel(&self, member: &Member, reason: &str) {

@@ -74,6 +74,31 @@ pub struct RankBlocks {
 // === impl Phase ===
 
 impl Phase {
+    /// What [`Phase::name`] can give.
+    pub const NAMES: [&str; 7] = [
+        "waiting_for_workers",
+        "loading",
+        "forming",
+        "ready",
+        "recovering",
+        "unavailable",
+        "stopping",
+    ];
+
+    /// The phase in one word, for programs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::WaitingForWorkers { .. } => "waiting_for_workers",
+            Self::Loading { .. } => "loading",
+            Self::Forming => "forming",
+            Self::Ready => "ready",
+            Self::Recovering { .. } => "recovering",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Stopping => "stopping",
+        }
+    }
+
     /// Whether a request sent now will be served: the group runs, or comes back on its own.
     #[must_use]
     pub fn is_routable(&self) -> bool {
