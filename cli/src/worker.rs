@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use serde::{Deserialize, Serialize};
 use switchyard_moe::ids::ModelId;
 use switchyard_worker::backend::device::{Device, Exchange, UnknownDevice, UnknownExchange};
@@ -180,7 +180,10 @@ fn serve_metrics(address: SocketAddr) -> anyhow::Result<()> {
     // The exporter takes the port later, in its own task; this finds out now whether it can.
     std::net::TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address} for metrics; see --metrics"))?;
+    let durations = Matcher::Suffix(metric_definitions::DURATION_SUFFIX.to_owned());
     PrometheusBuilder::new()
+        .set_buckets_for_metric(durations, &metric_definitions::DURATION_BUCKETS)
+        .context("cannot set up metrics")?
         .with_http_listener(address)
         .install()
         .with_context(|| format!("cannot serve metrics on {address}"))?;

@@ -10,6 +10,16 @@ use switchyard_moe::ids::EpRank;
 
 use crate::step::StepTimings;
 
+/// Bounds of all durations, in seconds: from one exchange on fast links to a step that is about to be given up.
+///
+/// Buckets and not quantiles, because quantiles of several ranks cannot be put together.
+pub const DURATION_BUCKETS: [f64; 16] = [
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    5.0, 20.0,
+];
+/// What the names of durations end in.
+pub const DURATION_SUFFIX: &str = "_seconds";
+
 /// Steps computed, by `outcome` (`ok`, `failed`).
 const STEPS: &str = "switchyard_worker_steps_total";
 /// Duration of a step on this rank.
