@@ -1,6 +1,6 @@
 //! Names, labels, units and buckets of the coordinator's metrics. No other file spells a metric's name.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Label: id of a model.
@@ -117,8 +117,11 @@ pub const CLUSTER_LOAD_RATIO: &str = "switchyard_cluster_load_ratio";
 pub const ENGINE_STALLED: &str = "switchyard_engine_stalled_seconds";
 /// Label: one of [`Phase::NAMES`](crate::engine::status::Phase::NAMES).
 pub const PHASE: &str = "phase";
-/// Label: [`FAULT_WORKER_LOST`], [`FAULT_WORKER_SILENT`], [`FAULT_STEP_FAILED`] or [`FAULT_NOT_FORMED`].
+/// Label: one of [`FAULTS`].
 pub const FAULT: &str = "fault";
+/// All values of [`FAULT`].
+pub const FAULTS: [&str; 4] =
+    [FAULT_WORKER_LOST, FAULT_WORKER_SILENT, FAULT_STEP_FAILED, FAULT_NOT_FORMED];
 /// Value of [`FAULT`]: a worker's registration ended while its group served.
 pub const FAULT_WORKER_LOST: &str = "worker_lost";
 /// Value of [`FAULT`]: a worker was put out because it did not answer.
@@ -211,6 +214,8 @@ fn describe_accounts() {
     describe_counter!(RATE_LIMITED_REQUESTS_TOTAL, "Requests refused by a key's limit, by reason.");
     describe_histogram!(LEDGER_COMMIT_DURATION, Unit::Seconds, "Duration of a commit of usage.");
     describe_counter!(LEDGER_COMMIT_FAILURES_TOTAL, "Commits of usage that were tried again.");
+    // An alert sees the first failure only if there was a 0 before it.
+    counter!(LEDGER_COMMIT_FAILURES_TOTAL).increment(0);
 }
 
 fn describe_engine() {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use metrics::counter;
+use metrics::{Counter, counter};
 use switchyard_moe::ids::{EpRank, GroupEpoch, ModelId};
 use tokio::time::{Duration, Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -96,6 +96,7 @@ impl Supervisor {
                 limits::warn_if_lowered(&self.options, self.former.limits());
             }
             let cohort = self.former.assign(members);
+            self.expect_faults(cohort.world_size());
             match self.form(&cohort, outage.reason.is_none()).await {
                 Ok(group) => {
                     let began = Instant::now();
@@ -273,16 +274,26 @@ impl Supervisor {
 
     /// Counts a fault, once for each culprit.
     fn fault(&self, fault: &'static str, culprits: &[EpRank]) {
-        let count = |rank: String| {
-            let model = self.model.as_str().to_owned();
-            let labels =
-                [(names::MODEL, model), (names::FAULT, fault.to_owned()), (names::RANK, rank)];
-            counter!(names::CLUSTER_FAULTS_TOTAL, &labels).increment(1);
-        };
         if culprits.is_empty() {
-            count(names::RANK_UNKNOWN.to_owned());
+            self.faults(fault, names::RANK_UNKNOWN.to_owned()).increment(1);
         }
-        culprits.iter().for_each(|rank| count(rank.to_string()));
+        culprits.iter().for_each(|rank| self.faults(fault, rank.to_string()).increment(1));
+    }
+
+    /// Makes the counters of all faults that ranks can have: an alert sees the first one only if there was a 0 before it.
+    fn expect_faults(&self, world_size: usize) {
+        let ranks = (0..world_size).map(|rank| rank.to_string());
+        for rank in ranks.chain([names::RANK_UNKNOWN.to_owned()]) {
+            for fault in names::FAULTS {
+                self.faults(fault, rank.clone()).increment(0);
+            }
+        }
+    }
+
+    fn faults(&self, fault: &'static str, rank: String) -> Counter {
+        let model = self.model.as_str().to_owned();
+        let labels = [(names::MODEL, model), (names::FAULT, fault.to_owned()), (names::RANK, rank)];
+        counter!(names::CLUSTER_FAULTS_TOTAL, &labels)
     }
 
     fn expel(&self, member: &Member, reason: &str) {
