@@ -101,6 +101,7 @@ class Load:
         self.url = f"http://127.0.0.1:{cluster.http}/v1/chat/completions"
         self.stopped = threading.Event()
         self.statuses = []
+        self.refusals = []
         self.pool = concurrent.futures.ThreadPoolExecutor(4)
         self.clients = [self.pool.submit(self.run, index) for index in range(4)]
 
@@ -115,6 +116,7 @@ class Load:
                 json.load(response)
                 return response.status
         except urllib.error.HTTPError as error:
+            self.refusals.append(error.read().decode())
             return error.code
 
     def run(self, index):

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::group::{Group, GroupFailure, RankError};
 use super::streams::Streams;
 use super::wire::{self, Owed};
-use crate::scheduler::{Batch, Sample};
+use crate::scheduler::{Batch, RankBatch as RankPart, Sample};
 
 /// After the first failure: how long to listen for the other ranks' view of it. The rank that failed first is seldom
 /// the one that says why.
@@ -104,7 +104,8 @@ impl Serving {
         if self.in_flight.is_empty() {
             self.oldest_since = Instant::now();
         }
-        let ranks = batch.ranks.iter().map(|rank| PendingRank::Owes(wire::owed(rank))).collect();
+        let ranks = (0..).map(EpRank).zip(&batch.ranks);
+        let ranks = ranks.map(|(rank, part)| PendingRank::Owes(self.owed(rank, part))).collect();
         self.in_flight.push_back(PendingStep { step: batch.step, ranks });
         for (rank, (sender, part)) in (0..).map(EpRank).zip(self.batches.iter().zip(&batch.ranks)) {
             let message = wire::batch(self.epoch, batch.step, part, streams);
@@ -166,6 +167,19 @@ impl Serving {
             }
             _ => Err(wrong("answered for a step that it was not asked for".to_owned())),
         }
+    }
+
+    /// The samples that a rank owes for its part of a new step. The scheduler has planned it without what this rank has put
+    /// off in steps that are not over on all others.
+    fn owed(&self, rank: EpRank, part: &RankPart) -> Vec<Owed> {
+        let mut owed = wire::owed(part);
+        for pending in &self.in_flight {
+            if let Some(PendingRank::Done(samples, _)) = pending.ranks.get(rank.0 as usize) {
+                let deferred = samples.iter().filter_map(Sample::deferred);
+                deferred.for_each(|id| wire::defer(&mut owed, id));
+            }
+        }
+        owed
     }
 
     /// Samples of a rank were put off: what it owes for later steps comes a position earlier.

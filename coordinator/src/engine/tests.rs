@@ -169,6 +169,42 @@ async fn the_second_step_is_sent_before_the_first_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sample_put_off_counts_before_the_other_ranks_are_done() {
+    let fixture = Fixture::start();
+    let mut ranks = fixture.form(1, 2).await;
+    let mut generation = fixture.submit(4).await;
+    let first = [ranks[0].receive().await, ranks[1].receive().await];
+    let second = [ranks[0].receive().await, ranks[1].receive().await];
+    // The sequence's rank is a step ahead of the other, and puts off the second sample.
+    ranks[0].answer(&first[0]).await;
+    let put_off =
+        StepOutput { deferred_sequence_ids: vec![1], samples: Vec::new(), ..output(&second[0]) };
+    ranks[0].outputs.send(Ok(put_off)).await.unwrap();
+    sleep(Duration::from_millis(1)).await;
+    ranks[1].answer(&first[1]).await;
+    // So the third step, planned only now, is for the second position again.
+    let third = [ranks[0].receive().await, ranks[1].receive().await];
+    let mut again = output(&third[0]);
+    assert_eq!(again.samples[0].position, 5);
+    again.samples[0].position = 4;
+    ranks[1].answer(&second[1]).await;
+    let fourth = [ranks[0].receive().await, ranks[1].receive().await];
+    ranks[0].outputs.send(Ok(again)).await.unwrap();
+    ranks[1].answer(&third[1]).await;
+    ranks[0].answer(&fourth[0]).await;
+    ranks[1].answer(&fourth[1]).await;
+    for rank in ranks {
+        tokio::spawn(rank.work());
+    }
+    for _ in 0..4 {
+        let token = timeout(Duration::from_secs(1), generation.next()).await.unwrap();
+        assert!(matches!(token, Some(GenerateEvent::Token(_))), "{token:?}");
+    }
+    let finished = GenerateEvent::Finished(FinishReason::Length);
+    assert_eq!(generation.next().await, Some(finished));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_hangs_up_frees_its_blocks_within_a_step() {
     let fixture = Fixture::start();
     let mut ranks = fixture.form(1, 1).await;
