@@ -1,10 +1,11 @@
-//! A bound on the requests in flight, over all models and both APIs.
+//! A bound on the requests in flight that somebody waits for, over all models and both APIs.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metric_definitions::REQUESTS_IN_FLIGHT;
+use crate::scheduler::Priority;
 
 /// Hands out permits up to a limit. Nobody waits: a full server says so at once.
 #[derive(Debug)]
@@ -16,7 +17,8 @@ pub struct Admission {
 /// The right to be in flight; given back when dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _permit: OwnedSemaphorePermit,
+    /// `None` for a batch's request, which takes no place from others.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Admission {
@@ -27,10 +29,13 @@ impl Admission {
         Self { permits: Arc::new(Semaphore::new(in_flight_max)), in_flight_max }
     }
 
-    /// A permit, or `None` when all are out.
+    /// A permit, or `None` when all are out. Those of batches are not counted here: who runs batches bounds them.
     #[must_use]
-    pub fn admit(&self) -> Option<Permit> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+    pub fn admit(&self, priority: Priority) -> Option<Permit> {
+        let permit = match priority {
+            Priority::Interactive => Some(Arc::clone(&self.permits).try_acquire_owned().ok()?),
+            Priority::Batch => None,
+        };
         metrics::gauge!(REQUESTS_IN_FLIGHT).increment(1.0);
         Some(Permit { _permit: permit })
     }

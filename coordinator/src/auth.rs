@@ -16,13 +16,13 @@ pub mod accounts;
 pub mod ledger;
 pub mod report;
 mod cache;
-mod database;
+pub(crate) mod database;
 mod key;
 mod keys;
 pub mod limiter;
 
 pub use account::{Account, Denied};
-pub use accounts::{Accounts, Charge, Lease};
+pub use accounts::{Accounts, Charge, Lease, Tab};
 pub use key::PlaintextKey;
 pub use keys::KeyStore;
 pub use record::{Change, KeyChange, KeyId, KeyLimits, KeyRecord, KeyState, Terms};

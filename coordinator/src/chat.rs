@@ -43,8 +43,9 @@ use tokio::sync::{Semaphore, watch};
 use tracing::Instrument as _;
 
 use crate::admission::{Admission, Permit};
+use crate::auth::Lease;
 use crate::engine;
-use crate::engine::request::{GenerateRequest, Generation, SamplingParams, SubmitError};
+use crate::engine::request::{GenerateRequest, Generation, Priority, SamplingParams, SubmitError};
 use crate::engine::status::GroupStatus;
 use answer::{Answer, Choice, Parts};
 use bill::Bill;
@@ -94,6 +95,8 @@ pub struct Chat {
     admission: Admission,
     /// Rendering a long prompt keeps a core busy, so no more run at once than there are cores.
     renderers: Arc<Semaphore>,
+    /// Of a batch's requests, one at a time stands in that line.
+    batch_renderer: Semaphore,
     compat: Compat,
 }
 
@@ -128,6 +131,7 @@ impl Chat {
                 .collect(),
             admission: Admission::new(in_flight_max),
             renderers: Arc::new(Semaphore::new(cores)),
+            batch_renderer: Semaphore::new(1),
             compat: Compat::default(),
         }
     }
@@ -218,14 +222,15 @@ impl Chat {
         mut request: Request<P>,
     ) -> Result<Parts, Error> {
         let lease = request.lease.take();
+        let priority = lease.as_ref().map_or(Priority::Interactive, Lease::priority);
         let render =
             tracing::info_span!("chat.render", gen_ai.usage.input_tokens = tracing::field::Empty);
         let Prepared { conversation, prompts, constraint, extras } =
-            self.prepare(served, request).instrument(render.clone()).await?;
+            self.prepare_in_turn(served, request, priority).instrument(render.clone()).await?;
         let prompt_tokens = prompts.iter().map(|prompt| prompt.token_ids.len()).sum();
         render.record("gen_ai.usage.input_tokens", prompt_tokens);
         tracing::Span::current().record("gen_ai.usage.input_tokens", prompt_tokens);
-        let permit = tracing::info_span!("admission").in_scope(|| self.admit())?;
+        let permit = tracing::info_span!("admission").in_scope(|| self.admit(priority))?;
         let mut bill = Bill::open(lease.as_ref(), served.model.id(), prompt_tokens)?;
 
         let sampling = extras.sampling(&conversation.inference_options);
@@ -242,6 +247,7 @@ impl Chat {
                 max_tokens: prompt.max_tokens,
                 stop_token_ids: stop_token_ids.clone(),
                 constraint: constraint.clone(),
+                priority,
             };
             let submit = served.engine.submit(request);
             let submitted = submit.instrument(tracing::info_span!("engine.submit")).await;
@@ -265,8 +271,25 @@ impl Chat {
         })
     }
 
-    fn admit(&self) -> Result<Permit, Error> {
-        self.admission.admit().ok_or(Error::Busy { in_flight_max: self.admission.in_flight_max() })
+    async fn prepare_in_turn<P: Protocol>(
+        &self,
+        served: &Arc<Served>,
+        request: Request<P>,
+        priority: Priority,
+    ) -> Result<Prepared, Error> {
+        let _turn = match priority {
+            Priority::Interactive => None,
+            Priority::Batch => {
+                Some(self.batch_renderer.acquire().await.map_err(internal("waiting to render"))?)
+            }
+        };
+        self.prepare(served, request).await
+    }
+
+    fn admit(&self, priority: Priority) -> Result<Permit, Error> {
+        self.admission
+            .admit(priority)
+            .ok_or(Error::Busy { in_flight_max: self.admission.in_flight_max() })
     }
 
     /// Runs something that keeps a core busy for longer than a task may keep its thread. It keeps its turn even when the

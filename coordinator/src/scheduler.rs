@@ -4,9 +4,14 @@
 //! owners ([`Update`]) and, when a step may be started, the work of every rank ([`Batch`]).
 //!
 //! # Order
-//! Sequences have one order, that of their ids, which are given out on arrival. Admission follows it without skipping;
-//! preemption takes the newest. So the oldest sequence of a rank is never preempted for the benefit of another,
-//! always gets on, and nothing starves.
+//! Sequences have one order: by [`Priority`], then by their ids, which are given out on arrival. Admission follows it
+//! without skipping; preemption takes the last. So the first sequence of a rank is never preempted for the benefit of
+//! another, always gets on, and no interactive sequence starves.
+//!
+//! # Batches
+//! Sequences of [`Priority::Batch`] get what is left. A step is planned for all interactive ones first, and an interactive
+//! one that finds no place takes that of batch ones, the newest first. What somebody waits for so takes as long as if
+//! there were no batches, but for the steps in flight.
 //!
 //! # Two steps in flight
 //! Step N+1 is planned while N runs. A decode needs no token from here ("your last sample"), so a sequence's known
@@ -65,11 +70,23 @@ pub struct Limits {
     pub max_waiting: usize,
 }
 
+/// Whether somebody waits for a sequence. The order is the one in which sequences are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Somebody waits for each token.
+    #[default]
+    Interactive,
+    /// Part of a batch: nobody waits, and it gets what the others leave.
+    Batch,
+}
+
 /// A sequence on arrival.
 #[derive(Clone, Debug)]
 pub struct NewSequence {
     /// Its id; higher than that of every sequence before.
     pub id: SequenceId,
+    /// Whom it goes before.
+    pub priority: Priority,
     /// Prompt token ids, not empty.
     pub prompt: Vec<u32>,
     /// Most tokens to generate, at least 1.
@@ -196,7 +213,7 @@ pub struct Batch {
 /// One step of one rank.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RankBatch {
-    /// Decodes first, then prefills; each in the order of the ids.
+    /// Decodes first, then prefills; each in the order of the sequences.
     pub chunks: Vec<Chunk>,
     /// Sequences whose state is dropped before the step runs.
     pub released: Vec<SequenceId>,
@@ -246,6 +263,13 @@ pub struct RankStats {
     pub free_blocks: usize,
     /// Blocks of the pool.
     pub total_blocks: usize,
+}
+
+// === impl Priority ===
+
+impl Priority {
+    /// All of them, in the order in which they are served.
+    pub const ALL: [Self; 2] = [Self::Interactive, Self::Batch];
 }
 
 // === impl Batch ===

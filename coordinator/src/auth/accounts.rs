@@ -6,8 +6,10 @@
 //! Lease::begin  -> Charge    the model is allowed, the prompt's tokens fit
 //! Charge        -> ledger    every token that was generated is on the bill, however the request ends
 //! ```
+//!
+//! A batch's requests have a [`Tab`] in the ledger's place: their usage is recorded together with their answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use metrics::counter;
 use tokio::time::Instant;
@@ -16,8 +18,10 @@ use super::account::{Account, Denied};
 use super::keys::KeyStore;
 use super::ledger::{self, Ledger, Tokens};
 use super::limiter::{Allowances, LimitKind, Limiter, Usage};
+use super::record::KeyLimits;
 use super::{AdmitError, clock::Clock};
 use crate::metric_definitions as names;
+use crate::scheduler::Priority;
 
 #[cfg(test)]
 mod tests;
@@ -38,9 +42,22 @@ pub struct Lease(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     account: Account,
+    /// What holds for the request: the account's, or none.
+    limits: KeyLimits,
     usage: Arc<Usage>,
-    ledger: Ledger,
+    book: Book,
 }
+
+/// Where a request's usage is recorded.
+#[derive(Debug)]
+enum Book {
+    Ledger(Ledger),
+    Tab(Tab),
+}
+
+/// Usage that whoever admitted the request records, instead of the ledger's own task.
+#[derive(Clone, Debug, Default)]
+pub struct Tab(Arc<Mutex<Vec<ledger::Usage>>>);
 
 /// The bill of one request. Dropped before [`Self::finish`], it still charges what was counted so far.
 #[derive(Debug)]
@@ -87,18 +104,41 @@ impl Accounts {
     /// # Errors
     /// [`Denied::Quota`], [`Denied::Limit`].
     pub fn admit(&self, account: &Account) -> Result<Lease, Denied> {
-        let limits = account.limits();
-        if let Some(limit) = limits.monthly_tokens
-            && account.month_tokens() >= limit.get()
-        {
-            let retry_after = std::time::Duration::from_secs(self.clock.seconds_left_of_month());
-            return Err(counted(Denied::Quota { limit: limit.get(), retry_after }));
-        }
+        self.check_quota(account)?;
+        let limits = *account.limits();
         let now = Instant::now();
         let usage = self.limiter.usage(account.key_id(), now);
-        usage.enter(limits, now).map_err(|over| counted(over.into()))?;
-        let (account, ledger) = (account.clone(), self.ledger.clone());
-        Ok(Lease(Arc::new(Inner { account, usage, ledger })))
+        usage.enter(&limits, now).map_err(|over| counted(over.into()))?;
+        let book = Book::Ledger(self.ledger.clone());
+        Ok(Lease(Arc::new(Inner { account: account.clone(), limits, usage, book })))
+    }
+
+    /// Lets a request of a batch begin. Limits per minute and at once are not for it: it uses what others leave. What it
+    /// used is on the tab when its answer is complete.
+    ///
+    /// # Errors
+    /// [`Denied::Quota`].
+    pub fn admit_batch(&self, account: &Account) -> Result<(Lease, Tab), Denied> {
+        self.check_quota(account)?;
+        let tab = Tab::default();
+        let inner = Inner {
+            account: account.clone(),
+            limits: KeyLimits::default(),
+            usage: Arc::new(Usage::new(Instant::now())),
+            book: Book::Tab(tab.clone()),
+        };
+        Ok((Lease(Arc::new(inner)), tab))
+    }
+
+    fn check_quota(&self, account: &Account) -> Result<(), Denied> {
+        match account.limits().monthly_tokens {
+            Some(limit) if account.month_tokens() >= limit.get() => {
+                let left = self.clock.seconds_left_of_month();
+                let retry_after = std::time::Duration::from_secs(left);
+                Err(counted(Denied::Quota { limit: limit.get(), retry_after }))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// What a key may still use.
@@ -122,17 +162,24 @@ impl Lease {
         &self.0.account
     }
 
+    /// Whom the request goes before.
+    #[must_use]
+    pub fn priority(&self) -> Priority {
+        match &self.0.book {
+            Book::Ledger(_) => Priority::Interactive,
+            Book::Tab(_) => Priority::Batch,
+        }
+    }
+
     /// Opens the bill of the request, once its prompt is counted and before it is submitted. `cached` is the part of
     /// `prompt` that need not be computed; it counts towards the limits all the same.
     ///
     /// # Errors
     /// [`Denied::Model`], [`Denied::Limit`]; nothing is charged then.
     pub fn begin(&self, model: &str, prompt: u64, cached: u64) -> Result<Charge, Denied> {
-        let Inner { account, usage, .. } = self.0.as_ref();
+        let Inner { account, limits, usage, .. } = self.0.as_ref();
         account.check_model(model)?;
-        usage
-            .take_tokens(account.limits(), prompt, Instant::now())
-            .map_err(|over| counted(over.into()))?;
+        usage.take_tokens(limits, prompt, Instant::now()).map_err(|over| counted(over.into()))?;
         let tokens = Tokens { prompt, cached, ..Tokens::default() };
         Ok(Charge { lease: self.clone(), model: model.into(), tokens: Some(tokens) })
     }
@@ -144,6 +191,20 @@ impl Drop for Inner {
     }
 }
 
+// === impl Tab ===
+
+impl Tab {
+    /// What is on the tab; it is empty afterwards.
+    #[must_use]
+    pub fn take(&self) -> Vec<ledger::Usage> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn add(&self, usage: ledger::Usage) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(usage);
+    }
+}
+
 // === impl Charge ===
 
 impl Charge {
@@ -152,8 +213,8 @@ impl Charge {
         let Some(so_far) = &mut self.tokens else { return };
         so_far.completion += tokens;
         so_far.reasoning += reasoning;
-        let Inner { account, usage, .. } = self.lease.0.as_ref();
-        usage.charge_tokens(account.limits(), tokens, Instant::now());
+        let Inner { limits, usage, .. } = self.lease.0.as_ref();
+        usage.charge_tokens(limits, tokens, Instant::now());
     }
 
     /// What the client will be told, which replaces what was counted: some of it is known at the end only.
@@ -161,9 +222,9 @@ impl Charge {
         let Some(so_far) = &mut self.tokens else { return };
         let (before, after) = (so_far.total(), tokens.total());
         *so_far = tokens;
-        let Inner { account, usage, .. } = self.lease.0.as_ref();
+        let Inner { limits, usage, .. } = self.lease.0.as_ref();
         if after > before {
-            usage.charge_tokens(account.limits(), after - before, Instant::now());
+            usage.charge_tokens(limits, after - before, Instant::now());
         } else {
             usage.refund_tokens(before - after);
         }
@@ -175,13 +236,19 @@ impl Charge {
         self.tokens.unwrap_or_default()
     }
 
-    /// Closes the bill. Returns once it is durable; only then the client may be told its usage.
+    /// Closes the bill. Returns once it is durable, or on its tab; only then the client may be told its usage.
     ///
     /// # Errors
     /// [`ledger::Error`]. The bill is still tried to be recorded then, but the client should be told of an error.
     pub async fn finish(mut self) -> Result<(), ledger::Error> {
         let Some(usage) = self.take() else { return Ok(()) };
-        self.lease.0.ledger.charge(usage).await
+        match &self.lease.0.book {
+            Book::Ledger(ledger) => ledger.charge(usage).await,
+            Book::Tab(tab) => {
+                tab.add(usage);
+                Ok(())
+            }
+        }
     }
 
     /// Tears up the bill of a request that never reached the engine.
@@ -201,7 +268,10 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         if let Some(usage) = self.take() {
-            self.lease.0.ledger.record(usage);
+            match &self.lease.0.book {
+                Book::Ledger(ledger) => ledger.record(usage),
+                Book::Tab(tab) => tab.add(usage),
+            }
         }
     }
 }

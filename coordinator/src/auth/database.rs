@@ -1,4 +1,4 @@
-//! The database of keys and bills: SQLite in a file, or PostgreSQL for several coordinators.
+//! The database of keys, bills, files and batches: SQLite in a file, or PostgreSQL for several coordinators.
 //!
 //! One set of statements serves both: `$1` is a parameter in either dialect, times are integers that the caller passes,
 //! and sums are cast to `BIGINT`. Only the tables are declared twice.
@@ -33,7 +33,7 @@ const SQLITE_PRAGMAS: &str =
 /// An open database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Database {
-    pub(super) pool: AnyPool,
+    pub(crate) pool: AnyPool,
     /// Without its password.
     url: Arc<str>,
 }

@@ -40,8 +40,8 @@ impl KeyStore {
         Self { database, cache: Arc::new(Mutex::new(Cache::default())), clock }
     }
 
-    /// The database, for the ledger beside the keys.
-    pub(super) fn database(&self) -> &Database {
+    /// The database, for what is kept beside the keys.
+    pub(crate) fn database(&self) -> &Database {
         &self.database
     }
 
@@ -182,12 +182,21 @@ impl KeyStore {
             Some(account) => account,
             None => self.look_up(hash).await?,
         };
-        match account.record().state(self.clock.unix_seconds()) {
-            KeyState::Active => Ok(account),
-            KeyState::Disabled => Err(Denied::Inactive.into()),
-            KeyState::Expired => Err(Denied::Expired.into()),
-            KeyState::Revoked => Err(Denied::Unknown.into()),
-        }
+        self.check_state(account.record())?;
+        Ok(account)
+    }
+
+    /// The holder of the key with this number, for what was asked for earlier.
+    ///
+    /// # Errors
+    /// [`Denied`] as by [`Self::check`], [`Error::Query`].
+    pub async fn account(&self, id: KeyId) -> Result<Account, AdmitError> {
+        let record = match self.get(id).await {
+            Err(Error::NoSuchKey(_)) => return Err(Denied::Unknown.into()),
+            record => record?,
+        };
+        self.check_state(&record)?;
+        self.account_of(record).await
     }
 
     async fn look_up(&self, hash: [u8; 32]) -> Result<Account, AdmitError> {
@@ -199,13 +208,26 @@ impl KeyStore {
             .map_err(self.database.failed(action))?;
         let row = row.ok_or(Denied::Unknown)?;
         let record = self.record(action, Ok(row))?;
+        let account = self.account_of(record).await?;
+        self.cache().put(hash, account.clone(), Instant::now());
+        Ok(account)
+    }
+
+    fn check_state(&self, record: &KeyRecord) -> Result<(), Denied> {
+        match record.state(self.clock.unix_seconds()) {
+            KeyState::Active => Ok(()),
+            KeyState::Disabled => Err(Denied::Inactive),
+            KeyState::Expired => Err(Denied::Expired),
+            KeyState::Revoked => Err(Denied::Unknown),
+        }
+    }
+
+    async fn account_of(&self, record: KeyRecord) -> Result<Account, AdmitError> {
         let month_tokens = match record.terms.limits.monthly_tokens {
             Some(_) => self.month_tokens(record.id).await?,
             None => 0,
         };
-        let account = Account::new(record, month_tokens);
-        self.cache().put(hash, account.clone(), Instant::now());
-        Ok(account)
+        Ok(Account::new(record, month_tokens))
     }
 
     /// Tokens of prompts and answers since the month began, over all coordinators.

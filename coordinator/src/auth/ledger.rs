@@ -22,6 +22,7 @@ use super::clock::Clock;
 use super::keys::KeyStore;
 use super::record::KeyId;
 pub use writer::Writer;
+pub(crate) use writer::add;
 
 #[cfg(test)]
 mod tests;

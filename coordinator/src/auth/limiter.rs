@@ -98,7 +98,7 @@ impl Limiter {
 // === impl Usage ===
 
 impl Usage {
-    fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         let (empty, limits) = (Bucket::new(now), KeyLimits::default());
         let counts = Counts { requests: empty, tokens: empty, running: 0, limits };
         Self { counts: Mutex::new(counts) }

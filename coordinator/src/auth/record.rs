@@ -104,7 +104,7 @@ pub enum Change<T> {
 impl KeyId {
     /// The key with this number.
     #[must_use]
-    pub fn new(id: i64) -> Self {
+    pub const fn new(id: i64) -> Self {
         Self(id)
     }
 

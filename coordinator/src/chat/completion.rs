@@ -99,7 +99,14 @@ impl Request<CompletionRequest> {
     /// # Errors
     /// [`Invalid`], naming the field.
     pub fn from_slice(body: &[u8]) -> Result<Self, Invalid> {
-        let mut fields = invalid::object(body)?;
+        Self::from_fields(invalid::object(body)?)
+    }
+
+    /// Reads the fields of a body.
+    ///
+    /// # Errors
+    /// [`Invalid`], naming the field.
+    pub fn from_fields(mut fields: Map<String, Value>) -> Result<Self, Invalid> {
         check_n(&fields)?;
         let mut extras = Extras::take(&mut fields)?;
         let raw = Raw {

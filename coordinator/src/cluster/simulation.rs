@@ -28,7 +28,7 @@ use tonic::Request;
 use super::link::{Connector, Error, Messages, RankLink};
 use super::{Groups, ModelGroupOptions, Registrar, Service};
 use crate::engine::Handle;
-use crate::engine::request::{GenerateRequest, SamplingParams};
+use crate::engine::request::{GenerateRequest, Priority, SamplingParams};
 
 mod rank;
 
@@ -63,7 +63,14 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32, stops: Vec<u32>) -> Gen
         num_top_logprobs: 0,
         ..SamplingParams::default()
     };
-    GenerateRequest { prompt, sampling, max_tokens, stop_token_ids: stops, constraint: None }
+    GenerateRequest {
+        prompt,
+        sampling,
+        max_tokens,
+        stop_token_ids: stops,
+        constraint: None,
+        priority: Priority::Interactive,
+    }
 }
 
 /// A running coordinator side with simulated workers.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use switchyard_grammar::Grammar;
 use tokio::sync::{Notify, mpsc};
 
+pub use crate::scheduler::Priority;
+
 /// One sequence to generate. Checked: the prompt is not empty, its ids are below the vocabulary size, and
 /// `prompt.len() + max_tokens` fits the model's context.
 #[derive(Clone, Debug)]
@@ -20,6 +22,8 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<u32>,
     /// What the answer must look like.
     pub constraint: Option<Arc<Constraint>>,
+    /// Whom it goes before.
+    pub priority: Priority,
 }
 
 /// What an answer must look like. The worker lets no other token be drawn.

@@ -68,6 +68,7 @@ impl Streams {
         self.open.insert(self.last_id, Stream { events, start, reply });
         NewSequence {
             id: self.last_id,
+            priority: request.priority,
             prompt: request.prompt,
             max_tokens,
             stop_token_ids: request.stop_token_ids,

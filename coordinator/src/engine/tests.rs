@@ -8,7 +8,9 @@ use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::group::{RankError, RankStream};
-use super::request::{FinishReason, GenerateEvent, GenerateRequest, Generation, SamplingParams};
+use super::request::{
+    FinishReason, GenerateEvent, GenerateRequest, Generation, Priority, SamplingParams,
+};
 use super::*;
 
 const STEP_DEADLINE: Duration = Duration::from_secs(30);
@@ -118,6 +120,7 @@ fn request(max_tokens: u32) -> GenerateRequest {
         max_tokens,
         stop_token_ids: vec![],
         constraint: None,
+        priority: Priority::Interactive,
     }
 }
 

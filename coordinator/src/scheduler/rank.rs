@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use switchyard_moe::ids::SequenceId;
 
 use super::block_pool::BlockPool;
+use super::sequence::Turn;
 
 /// The state of one rank.
 #[derive(Debug)]
 pub(super) struct Rank {
     pub(super) pool: BlockPool,
-    /// Sequences that hold state here, oldest first.
-    pub(super) running: BTreeSet<SequenceId>,
+    /// Sequences that hold state here, in their order.
+    pub(super) running: BTreeSet<Turn>,
     /// Sequences that no longer do, which the rank does not know yet.
     pub(super) released: Vec<SequenceId>,
 }

@@ -5,13 +5,20 @@ use std::time::Duration;
 use switchyard_moe::capacity;
 use switchyard_moe::ids::{BlockId, SequenceId};
 
-use super::{Chunk, ChunkTokens, NewSequence};
+use super::{Chunk, ChunkTokens, NewSequence, Priority};
 use crate::engine::request::FinishReason;
+
+/// A sequence's place among all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn {
+    pub(super) priority: Priority,
+    pub(super) id: SequenceId,
+}
 
 /// A sequence that is waiting or running. Its tokens are the truth; everything else is rebuilt from them.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    pub(super) id: SequenceId,
+    pub(super) turn: Turn,
     /// Prompt and accepted tokens.
     tokens: Vec<u32>,
     /// Length at which the answer is as long as was asked for.
@@ -37,7 +44,7 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(new: NewSequence, now: Duration) -> Self {
         Self {
-            id: new.id,
+            turn: Turn { priority: new.priority, id: new.id },
             max_len: new.prompt.len() + new.max_tokens,
             tokens: new.prompt,
             stop_token_ids: new.stop_token_ids,
@@ -88,6 +95,11 @@ impl Sequence {
         self.prefill_len.saturating_sub(self.num_scheduled)
     }
 
+    /// Blocks that its rank gets to spare without it.
+    pub(super) fn blocks_held(&self) -> usize {
+        self.block_table.len() + self.prefill_blocks_left()
+    }
+
     /// Blocks that the rest of the prefill will need.
     pub(super) fn prefill_blocks_left(&self) -> usize {
         capacity::num_blocks(self.prefill_len).saturating_sub(self.block_table.len())
@@ -128,12 +140,16 @@ impl Sequence {
         self.block_table.extend(&blocks);
         let samples = self.prefill_left() == 0;
         self.num_outstanding += usize::from(samples);
-        Chunk { sequence: self.id, first_position, tokens, new_blocks: blocks, samples }
+        Chunk { sequence: self.turn.id, first_position, tokens, new_blocks: blocks, samples }
     }
 
     /// Accepts the oldest outstanding sample; says whether the answer is complete with it.
     pub(super) fn accept(&mut self, token: u32) -> Option<FinishReason> {
-        debug_assert!(self.num_outstanding > 0, "sequence {} has no sample in flight", self.id);
+        debug_assert!(
+            self.num_outstanding > 0,
+            "sequence {} has no sample in flight",
+            self.turn.id
+        );
         self.num_outstanding -= 1;
         if self.stop_token_ids.contains(&token) {
             return Some(FinishReason::Stop);
@@ -145,7 +161,11 @@ impl Sequence {
     /// The oldest outstanding sample was put off. Returns how many positions are still planned or computed; `None` for a
     /// sequence that has been taken off its rank and has nothing to take back.
     pub(super) fn defer(&mut self) -> Option<usize> {
-        debug_assert!(self.num_outstanding > 0, "sequence {} has no sample in flight", self.id);
+        debug_assert!(
+            self.num_outstanding > 0,
+            "sequence {} has no sample in flight",
+            self.turn.id
+        );
         self.num_outstanding -= 1;
         self.rank?;
         self.num_scheduled -= 1;

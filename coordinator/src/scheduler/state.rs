@@ -7,7 +7,7 @@ use switchyard_moe::config::BLOCK_SIZE;
 use switchyard_moe::ids::{SequenceId, StepId};
 
 use super::rank::Rank;
-use super::sequence::Sequence;
+use super::sequence::{Sequence, Turn};
 use super::{
     Error, Event, Limits, NewSequence, Outcome, RankStats, Sample, Stats, StepPlan, Update,
 };
@@ -18,8 +18,8 @@ use crate::engine::request::FinishReason;
 pub struct Scheduler {
     pub(super) limits: Limits,
     pub(super) sequences: BTreeMap<SequenceId, Sequence>,
-    /// Sequences without a rank, oldest first. Preempted ones are older than those that have never run.
-    pub(super) waiting: BTreeSet<SequenceId>,
+    /// Sequences without a rank, in their order. Preempted ones are older than those of their priority that have never run.
+    pub(super) waiting: BTreeSet<Turn>,
     /// Empty without a group.
     pub(super) ranks: Vec<Rank>,
     /// Steps sent and not committed, oldest first.
@@ -109,12 +109,15 @@ impl Scheduler {
         if needed > available {
             return Update::Refused(id, Error::TooLong { needed, available });
         }
-        let waiting = self.waiting.iter().filter(|id| !self.sequences[id].started).count();
+        let is_ahead =
+            |turn: &&Turn| turn.priority == new.priority && !self.sequences[&turn.id].started;
+        let waiting = self.waiting.iter().filter(is_ahead).count();
         if waiting >= self.limits.max_waiting {
             return Update::Refused(id, Error::QueueFull { waiting });
         }
-        self.sequences.insert(id, Sequence::new(new, now));
-        self.waiting.insert(id);
+        let sequence = Sequence::new(new, now);
+        self.waiting.insert(sequence.turn);
+        self.sequences.insert(id, sequence);
         Update::Queued(id)
     }
 
@@ -150,8 +153,9 @@ impl Scheduler {
     /// Forgets a sequence; its blocks are free at once.
     fn remove(&mut self, id: SequenceId) {
         self.unplace(id);
-        self.waiting.remove(&id);
-        self.sequences.remove(&id);
+        if let Some(sequence) = self.sequences.remove(&id) {
+            self.waiting.remove(&sequence.turn);
+        }
     }
 
     /// Takes a running sequence off its rank and frees its blocks.
@@ -160,14 +164,15 @@ impl Scheduler {
         let Some(rank) = sequence.rank else { return };
         let rank = &mut self.ranks[rank];
         rank.pool.put(sequence.end());
-        rank.running.remove(&id);
+        rank.running.remove(&sequence.turn);
         rank.released.push(id);
     }
 
     /// Puts a running sequence back among the waiting.
     pub(super) fn preempt(&mut self, id: SequenceId) {
         self.unplace(id);
-        self.waiting.insert(id);
+        let turn = self.sequences.get(&id).map(|sequence| sequence.turn);
+        self.waiting.extend(turn);
     }
 
     fn roll_back(&mut self) {
@@ -177,7 +182,7 @@ impl Scheduler {
         for sequence in self.sequences.values_mut() {
             sequence.end();
             sequence.forget_outstanding();
-            self.waiting.insert(sequence.id);
+            self.waiting.insert(sequence.turn);
         }
     }
 }

@@ -1,4 +1,5 @@
 mod harness;
+mod priority;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -11,6 +12,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         4 => (1_usize..700, 1_usize..300).prop_map(|(prompt, max)| Op::Submit { prompt, max }),
         2 => (1_usize..40, 1_usize..20).prop_map(|(prompt, max)| Op::Submit { prompt, max }),
+        3 => (1_usize..300, 1_usize..200).prop_map(|(prompt, max)| Op::SubmitBatch { prompt, max }),
         1 => any::<prop::sample::Index>().prop_map(Op::Cancel),
         24 => Just(Op::Step),
         20 => Just(Op::Commit),
@@ -59,6 +61,7 @@ fn two_steps_are_in_flight_and_no_more() {
     let form = Event::GroupFormed { world_size: 1, limits: limits() };
     let new = NewSequence {
         id: SequenceId(1),
+        priority: Priority::Interactive,
         prompt: vec![7; 5],
         max_tokens: 9,
         stop_token_ids: vec![],
@@ -87,6 +90,7 @@ fn a_late_stop_drops_the_extra_token() {
     let mut scheduler = Scheduler::new(limits());
     let new = NewSequence {
         id: SequenceId(1),
+        priority: Priority::Interactive,
         prompt: vec![7],
         max_tokens: 100,
         stop_token_ids: vec![STOP_TOKEN],
@@ -134,6 +138,7 @@ fn a_full_queue_refuses() {
     let new = |id| {
         Event::Submitted(NewSequence {
             id: SequenceId(id),
+            priority: Priority::Interactive,
             prompt: vec![1],
             max_tokens: 1,
             stop_token_ids: vec![],
@@ -159,6 +164,7 @@ fn a_sequence_that_could_outgrow_a_rank_is_refused() {
         let mut scheduler = Scheduler::new(limits);
         let new = NewSequence {
             id: SequenceId(1),
+            priority: Priority::Interactive,
             prompt: vec![1; prompt],
             max_tokens,
             stop_token_ids: vec![],
@@ -246,6 +252,7 @@ fn a_group_brings_its_own_limits() {
     let large = Limits { num_blocks: 4, max_model_len: 512, ..limits() };
     let new = NewSequence {
         id: SequenceId(1),
+        priority: Priority::Interactive,
         prompt: vec![1; 300],
         max_tokens: 100,
         stop_token_ids: vec![],

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::civil::Date;
 use metrics::{counter, histogram};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Batch, Row, RowKey, Shared};
+use super::{Batch, Row, RowKey, Shared, Usage};
 use crate::auth::database::Database;
 use crate::auth::record::saturating;
 use crate::chat::usage::Chain;
@@ -134,6 +135,18 @@ impl Writer {
             tracing::warn!(error = %Chain(&error), "cannot tidy up the ledger's writers");
         }
     }
+}
+
+/// Adds the usage of one request to the tables, within a transaction of the caller's.
+pub(crate) async fn add(
+    transaction: &mut sqlx::Transaction<'_, sqlx::Any>,
+    usage: &Usage,
+    day: Date,
+) -> Result<(), sqlx::Error> {
+    let key = RowKey { key_id: usage.key_id, day, model: Arc::clone(&usage.model) };
+    let mut row = Row::default();
+    row.add(&usage.tokens);
+    add_row(transaction, &key, &row).await
 }
 
 async fn add_row(

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proptest::sample::Index;
 use switchyard_moe::capacity;
 
+use super::super::sequence::Turn;
 use super::*;
 
 pub(super) const STOP_TOKEN: u32 = 0;
@@ -24,6 +25,10 @@ pub(super) fn limits() -> Limits {
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Submit {
+        prompt: usize,
+        max: usize,
+    },
+    SubmitBatch {
         prompt: usize,
         max: usize,
     },
@@ -48,13 +53,15 @@ pub(super) struct Harness {
     in_flight: VecDeque<Batch>,
     ranks: Vec<SimRank>,
     clients: BTreeMap<SequenceId, Client>,
-    last_started: SequenceId,
+    /// By priority.
+    last_started: BTreeMap<Priority, SequenceId>,
     preempted: Vec<SequenceId>,
 }
 
 /// What one client asked for, and what it should and did get.
 #[derive(Debug)]
 struct Client {
+    priority: Priority,
     num_prompt: usize,
     max_tokens: usize,
     expected: Vec<u32>,
@@ -126,7 +133,7 @@ impl Harness {
             in_flight: VecDeque::new(),
             ranks: Vec::new(),
             clients: BTreeMap::new(),
-            last_started: SequenceId(0),
+            last_started: BTreeMap::new(),
             preempted: Vec::new(),
         };
         harness.apply(Op::Form(world_size));
@@ -137,6 +144,9 @@ impl Harness {
         match op {
             Op::Submit { prompt, max } => {
                 self.submit(prompt, max);
+            }
+            Op::SubmitBatch { prompt, max } => {
+                self.submit_batch(prompt, max);
             }
             Op::Cancel(index) => {
                 if !self.clients.is_empty() {
@@ -182,18 +192,28 @@ impl Harness {
     }
 
     pub(super) fn submit(&mut self, prompt: usize, max: usize) -> SequenceId {
-        self.submit_with(prompt, max, vec![STOP_TOKEN])
+        self.submit_with(Priority::Interactive, (prompt, max), vec![STOP_TOKEN])
     }
 
     pub(super) fn submit_without_stop(&mut self, prompt: usize, max: usize) -> SequenceId {
-        self.submit_with(prompt, max, vec![])
+        self.submit_with(Priority::Interactive, (prompt, max), vec![])
     }
 
-    fn submit_with(&mut self, len: usize, max_tokens: usize, stops: Vec<u32>) -> SequenceId {
+    pub(super) fn submit_batch(&mut self, prompt: usize, max: usize) -> SequenceId {
+        self.submit_with(Priority::Batch, (prompt, max), vec![STOP_TOKEN])
+    }
+
+    pub(super) fn submit_with(
+        &mut self,
+        priority: Priority,
+        (len, max_tokens): (usize, usize),
+        stops: Vec<u32>,
+    ) -> SequenceId {
         let id = SequenceId(self.clients.len() as u64 + 1);
         let prompt: Vec<u32> =
             (0..len as u64).map(|i| ((i * 31 + id.0 * 17) % VOCAB) as u32).collect();
         let client = Client {
+            priority,
             num_prompt: len,
             max_tokens,
             expected: answer(&prompt, max_tokens, &stops),
@@ -203,6 +223,7 @@ impl Harness {
         self.clients.insert(id, client);
         self.events.push(Event::Submitted(NewSequence {
             id,
+            priority,
             prompt,
             max_tokens,
             stop_token_ids: stops,
@@ -298,8 +319,9 @@ impl Harness {
                 }
             }
             Update::Started { sequence, .. } => {
-                assert!(self.last_started < *sequence, "{sequence} started out of order");
-                self.last_started = *sequence;
+                let priority = self.clients[sequence].priority;
+                let last = self.last_started.insert(priority, *sequence);
+                assert!(last < Some(*sequence), "{sequence} started out of order");
             }
             Update::Preempted(id) => self.preempted.push(*id),
             Update::Token(id, token) => {
@@ -328,7 +350,7 @@ impl Harness {
     fn check_blocks(&self) {
         for (index, rank) in self.scheduler.ranks.iter().enumerate() {
             let mut used = BTreeSet::new();
-            for id in &rank.running {
+            for Turn { id, .. } in &rank.running {
                 let sequence = &self.scheduler.sequences[id];
                 assert_eq!(sequence.rank, Some(index));
                 let table = sequence.block_table();
