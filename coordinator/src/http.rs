@@ -4,6 +4,7 @@
 //! - [`chat_completions`], [`completions`], [`responses`], [`messages`], [`tokenize`], [`models`], [`health`]: the routes.
 //! - [`openapi`]: the document that describes them.
 //! - [`playground`]: a page to try them.
+//! - [`files`], [`batches`]: requests in files, answered later.
 //! - [`admin`]: keys and usage, for whoever runs the server.
 //! - [`authenticate`]: whose request it is, and whether it may begin.
 //! - [`body`]: a request's body, bounded in size and time.
@@ -17,6 +18,9 @@ pub mod messages;
 pub mod responses;
 pub mod tokenize;
 pub mod models;
+pub mod files;
+pub mod batches;
+mod listing;
 pub mod health;
 pub mod admin;
 pub mod authenticate;
@@ -41,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::Accounts;
+use crate::batches::Batches;
 use crate::chat::Chat;
 use crate::chat::responses::store::Store;
 use crate::options::Limits;
@@ -65,6 +70,8 @@ pub struct Context {
     pub admin: Option<admin::Admin>,
     /// Responses that clients may come back for.
     pub responses: Arc<Store>,
+    /// Batches, and the files of the same keys.
+    pub batches: Batches,
     /// Bounds on requests.
     pub limits: Arc<Limits>,
     /// What people call the models.
@@ -109,6 +116,12 @@ fn keyed() -> Routes {
         .route("/v1/detokenize", post(tokenize::detokenize))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .route("/v1/files", files::of_many())
+        .route("/v1/files/{id}", get(files::retrieve).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", get(batches::list).post(batches::create))
+        .route("/v1/batches/{id}", get(batches::retrieve))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(tokenize::model_or_tokenizer))
         .serves("/v1/models/{id}/tokenizer")

@@ -4,6 +4,7 @@
 //! passes through:
 //! - [`http`], [`grpc`]: the client APIs.
 //! - [`auth`]: Bearer key to account.
+//! - [`files`], [`batches`]: requests in files, answered when nobody waits.
 //! - [`chat`]: request to prompt tokens, and tokens back to text.
 //! - [`admission`]: a permit, or 429.
 //! - [`scheduler`]: pure; one step's plan out of waiting and running sequences.
@@ -18,6 +19,8 @@ pub mod server;
 pub mod http;
 pub mod grpc;
 pub mod auth;
+pub mod files;
+pub mod batches;
 pub mod chat;
 pub mod admission;
 pub mod scheduler;

@@ -24,7 +24,7 @@ pub const ROUTE: &str = "route";
 pub const ROUTE_UNMATCHED: &str = "unmatched";
 /// Label: HTTP method or gRPC method name.
 pub const METHOD: &str = "method";
-/// Label: HTTP status code or gRPC status name.
+/// Label: HTTP status code, gRPC status name or status of a batch.
 pub const STATUS: &str = "status";
 
 // Accounts.
@@ -45,6 +45,15 @@ pub const REASON_TOKENS: &str = "tokens";
 pub const REASON_CONCURRENT: &str = "concurrent";
 /// Value of [`REASON`]: tokens per month.
 pub const REASON_QUOTA: &str = "quota";
+
+// Batches.
+
+/// Gauge: batches by [`STATUS`], over all coordinators of a database.
+pub const BATCHES: &str = "switchyard_batches";
+/// Counter: requests of batches that have their result, by [`OUTCOME`].
+pub const BATCH_LINES_TOTAL: &str = "switchyard_batch_lines_total";
+/// Label: `completed` or `failed`.
+pub const OUTCOME: &str = "outcome";
 
 // Chat.
 
@@ -206,6 +215,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 pub fn describe() {
     describe_front();
     describe_accounts();
+    describe_batches();
     describe_engine();
     describe_cluster();
 }
@@ -216,6 +226,11 @@ fn describe_accounts() {
     describe_counter!(LEDGER_COMMIT_FAILURES_TOTAL, "Commits of usage that were tried again.");
     // An alert sees the first failure only if there was a 0 before it.
     counter!(LEDGER_COMMIT_FAILURES_TOTAL).increment(0);
+}
+
+fn describe_batches() {
+    describe_gauge!(BATCHES, "Batches, by status.");
+    describe_counter!(BATCH_LINES_TOTAL, "Requests of batches with a result, by outcome.");
 }
 
 fn describe_engine() {

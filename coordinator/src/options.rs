@@ -11,6 +11,8 @@ use crate::cluster::CacheOptions;
 
 /// File name of the SQLite database in the data folder.
 const DATABASE_FILE: &str = "switchyard.db";
+/// Name of the folder of files in the data folder.
+const FILES_FOLDER: &str = "files";
 
 /// Everything a [`Coordinator`](crate::server::Coordinator) needs to start.
 #[derive(Clone, Debug)]
@@ -33,6 +35,12 @@ pub struct Options {
     pub compat: Compat,
     /// Bounds on what clients may ask for.
     pub limits: Limits,
+    /// Where the contents of files are kept. `None`: in a folder of `data_dir`.
+    pub file_store: Option<FileStore>,
+    /// Bounds on files.
+    pub files: FileLimits,
+    /// Bounds on batches.
+    pub batches: BatchLimits,
     /// Whether `/` serves the playground, a page to try the models. It needs no key; what it asks for does.
     pub playground: bool,
     /// The process's metrics, from [`metric_definitions::install`](crate::metric_definitions::install).
@@ -95,6 +103,48 @@ pub struct Limits {
     pub drain_timeout: Duration,
 }
 
+/// Where the contents of files are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileStore {
+    /// A folder; made when missing.
+    Folder(PathBuf),
+    /// A bucket of an object store that speaks S3.
+    S3 {
+        /// Its name.
+        bucket: String,
+        /// What the names of our objects begin with; may be empty.
+        prefix: String,
+        /// The store's settings by the names of the environment, such as `AWS_REGION` and `AWS_ENDPOINT_URL`.
+        settings: Vec<(String, Secret)>,
+    },
+}
+
+/// Bounds on files.
+#[derive(Clone, Debug)]
+pub struct FileLimits {
+    /// Largest file, in bytes.
+    pub file_bytes_max: u64,
+    /// Most files of a key, those of batches too.
+    pub files_per_key_max: u32,
+    /// How long a file is kept that does not say. `None`: until it is deleted.
+    pub expires_after: Option<Duration>,
+    /// Longest time of an upload.
+    pub upload_timeout: Duration,
+}
+
+/// Bounds on batches.
+#[derive(Clone, Debug)]
+pub struct BatchLimits {
+    /// Most requests in a batch.
+    pub lines_max: usize,
+    /// Most requests of batches that a coordinator has in flight, over all of them.
+    pub concurrency: usize,
+    /// Most batches that a coordinator runs at the same time; others wait.
+    pub running_max: usize,
+    /// Most batches of a key that are not over.
+    pub per_key_max: u32,
+}
+
 /// A value that must not be logged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -107,6 +157,12 @@ impl Options {
     pub fn database_url(&self) -> String {
         self.database_url.clone().unwrap_or_else(|| default_database_url(&self.data_dir))
     }
+}
+
+/// The file store in a data folder.
+#[must_use]
+pub fn default_file_store(data_dir: &std::path::Path) -> FileStore {
+    FileStore::Folder(data_dir.join(FILES_FOLDER))
 }
 
 /// URL of the SQLite database in a data folder.
@@ -166,6 +222,42 @@ impl Default for Limits {
             decode_stall_after: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+// === impl FileLimits ===
+
+impl Default for FileLimits {
+    fn default() -> Self {
+        Self {
+            file_bytes_max: 512 << 20,
+            files_per_key_max: 10_000,
+            expires_after: Some(Duration::from_secs(30 * 86_400)),
+            upload_timeout: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl FileLimits {
+    /// How long an upload that never ended is remembered: longer than any that still runs.
+    pub(crate) fn pending_kept_seconds(&self) -> i64 {
+        seconds(self.upload_timeout * 2)
+    }
+
+    pub(crate) fn expires_after_seconds(&self) -> Option<i64> {
+        self.expires_after.map(seconds)
+    }
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+// === impl BatchLimits ===
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { lines_max: 50_000, concurrency: 32, running_max: 8, per_key_max: 100 }
     }
 }
 

@@ -20,6 +20,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::auth::ledger;
 use crate::auth::{self, Accounts, KeyStore};
+use crate::batches::Batches;
 use crate::chat::model::Model;
 use crate::chat::usage::Chain;
 use crate::chat::{self, Chat, Served};
@@ -29,7 +30,7 @@ use crate::engine::status::GroupStatus;
 use crate::http::admin::Admin;
 use crate::http::models::Catalog;
 use crate::options::{ModelOptions, Options};
-use crate::{grpc, http};
+use crate::{files, grpc, http};
 
 #[cfg(test)]
 mod tests;
@@ -91,6 +92,9 @@ pub enum Error {
     /// A model's files cannot be used.
     #[error(transparent)]
     Model(#[from] chat::model::Error),
+    /// There is no place for files.
+    #[error(transparent)]
+    Files(#[from] files::contents::OpenError),
     /// The model groups cannot be set up, or failed.
     #[error(transparent)]
     Cluster(#[from] cluster::Error),
@@ -136,6 +140,7 @@ impl Coordinator {
             None => None,
         };
         let keys = open_keys(&options).await?;
+        let batches = Batches::open(&options, &keys)?;
         let (cluster, groups) = cluster::Service::new(group_options(&options, &models))?;
         let served = models.into_iter().filter_map(|model| {
             let engine = groups.get(&ModelId::new(model.id()))?.clone();
@@ -150,6 +155,7 @@ impl Coordinator {
             accounts,
             admin: options.admin.map(|admin| Admin::new(keys, &admin, Arc::clone(&limits))),
             responses: Arc::default(),
+            batches,
             limits,
             catalog: Arc::new(Catalog::new(&options.models)),
             playground: options.playground,
@@ -263,6 +269,12 @@ impl Bound {
                     observe::record(model, &status.borrow(), Instant::now());
                 }
             }
+            Ok(())
+        });
+        let runner = http::batches::runner(&context);
+        let stop = draining.clone();
+        tasks.spawn(async move {
+            runner.run(stop).await;
             Ok(())
         });
         let stop = draining.clone();

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::auth::{Accounts, KeyStore};
+use crate::batches::Batches;
 use crate::chat::compat::Compat;
 use crate::chat::model::Model;
 use crate::chat::{Chat, Generate, Served};
@@ -21,8 +22,10 @@ use crate::engine::request::{
     FinishReason, GenerateEvent, GenerateRequest, GeneratedToken, Generation, SubmitError,
 };
 use crate::engine::status::{GroupStatus, Phase};
+use crate::files::Files;
+use crate::files::contents::Contents;
 use crate::http::models::Catalog;
-use crate::options::{Limits, ModelOptions};
+use crate::options::{Limits, ModelOptions, default_file_store};
 use crate::{http, metric_definitions};
 
 /// Special tokens of the test tokenizer, in the order of their ids from 0.
@@ -277,6 +280,7 @@ impl Fixture {
         let keys =
             KeyStore::open(&crate::options::default_database_url(data_dir.path())).await.unwrap();
         keys.insert_plaintext("test", KEY).await.unwrap();
+        let batches = batches(data_dir.path(), &keys);
         let (accounts, ledger) = Accounts::new(keys);
         let stop = CancellationToken::new();
         tokio::spawn(ledger.run(stop.clone()));
@@ -287,6 +291,7 @@ impl Fixture {
             accounts,
             admin: None,
             responses: Arc::default(),
+            batches,
             limits: Arc::new(limits),
             catalog: Arc::new(Catalog::new(&[])),
             playground: true,
@@ -295,6 +300,14 @@ impl Fixture {
         };
         Self { engine, context, _data_dir: data_dir, _ledger: stop.drop_guard() }
     }
+}
+
+/// The batches beside these keys, with files in a folder.
+fn batches(data_dir: &Path, keys: &KeyStore) -> Batches {
+    let contents = Contents::open(&default_file_store(data_dir)).unwrap();
+    let (database, clock) = (keys.database().clone(), keys.clock().clone());
+    let files = Files::new(database.clone(), contents, clock.clone(), Arc::default());
+    Batches::new(database, files, clock, Arc::default())
 }
 
 /// The recorder that all tests of this process share.

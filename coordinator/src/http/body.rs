@@ -35,7 +35,10 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
     if is_json {
         Ok(())
     } else {
-        Err(Error::ContentType { content_type: content_type.into_owned() })
+        Err(Error::ContentType {
+            content_type: content_type.into_owned(),
+            wanted: "application/json",
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::multipart::MultipartError;
 use axum::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -10,11 +11,14 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+mod stored;
+
 use super::admin;
 use crate::chat::responses::store;
 use crate::chat::usage::Chain;
 use crate::engine::request::{GenerateError, SubmitError};
-use crate::{auth, chat};
+use crate::{auth, batches, chat, files};
+use stored::{batch_answer, file_answer};
 
 /// When to retry where the engine does not say.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
@@ -55,11 +59,16 @@ pub enum Error {
         path: String,
     },
     /// The body is of another kind.
-    #[error("the content type is {content_type:?}; send application/json")]
+    #[error("the content type is {content_type:?}; send {wanted}")]
     ContentType {
         /// As sent.
         content_type: String,
+        /// What it should be.
+        wanted: &'static str,
     },
+    /// The body is no form, or breaks off.
+    #[error("the body is no multipart form: {}", .0.body_text())]
+    Multipart(#[source] MultipartError),
     /// The body is too big.
     #[error("the body is larger than {max} bytes, which is this server's limit")]
     BodyTooLarge {
@@ -83,6 +92,12 @@ pub enum Error {
     /// A kept response cannot be used.
     #[error(transparent)]
     Kept(#[from] store::Error),
+    /// A file cannot be had, or kept.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// A batch cannot be had, or made.
+    #[error(transparent)]
+    Batch(#[from] batches::Error),
     /// A handler panicked; the log has the message.
     #[error("internal error")]
     Panicked,
@@ -221,6 +236,9 @@ impl Error {
             Self::BodyBroken(_) => Answer::invalid(StatusCode::BAD_REQUEST, "incomplete_body"),
             Self::Chat(error) => chat_answer(error),
             Self::Kept(error) => kept_answer(error),
+            Self::File(error) => file_answer(error),
+            Self::Batch(error) => batch_answer(error),
+            Self::Multipart(_) => Answer::invalid(StatusCode::BAD_REQUEST, "invalid_multipart"),
             Self::Keys(_) | Self::Panicked => Answer::internal(),
         }
     }
@@ -262,7 +280,12 @@ impl Error {
         if *status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if matches!(self, Self::BodyTooLarge { unread: true, .. } | Self::BodyTimeout { .. }) {
+        if matches!(
+            self,
+            Self::BodyTooLarge { unread: true, .. }
+                | Self::BodyTimeout { .. }
+                | Self::File(files::Error::TooLarge { .. })
+        ) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         // So that a layer around routes of another dialect can state errors of the layers below it, too.

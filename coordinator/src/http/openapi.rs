@@ -133,10 +133,10 @@ fn describe(operation: &Operation, generators: &mut Generators) -> Value {
         described["parameters"] =
             operation.parameters.iter().map(|parameter| parameter.describe()).collect();
     }
-    if let Some(body) = operation.body {
+    if let Some((kind, body)) = operation.body {
         let schema = body(&mut generators.requests);
         described["requestBody"] =
-            json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+            json!({ "required": true, "content": { kind: { "schema": schema } } });
     }
     match operation.access {
         Access::Open => {}

@@ -94,7 +94,11 @@ pub async fn count_tokens(
 
 /// A request with the conversation that it continues.
 fn read(store: &Store, owner: Owner, body: &[u8]) -> Result<Call, Error> {
-    let mut call = Call::from_slice(body).map_err(chat::Error::from)?;
+    resolve(store, owner, Call::from_slice(body).map_err(chat::Error::from)?)
+}
+
+/// Adds what a request only names: the response that it continues, and items of earlier ones.
+pub(super) fn resolve(store: &Store, owner: Owner, mut call: Call) -> Result<Call, Error> {
     if let Some(previous) = call.settings.previous_response_id() {
         let history = store.history(owner, previous)?;
         call.continues(history);

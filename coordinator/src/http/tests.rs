@@ -1,5 +1,6 @@
 mod accounts;
 mod admin;
+mod batches;
 mod chat;
 mod dialects;
 mod messages;

@@ -3,7 +3,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::chat::compat::Compat;
-use crate::options::{AdminOptions, Limits, Secret};
+use crate::options::{AdminOptions, BatchLimits, FileLimits, Limits, Secret};
 use crate::testing::{self, KEY, ModelDir};
 
 struct Setup {
@@ -28,6 +28,9 @@ impl Setup {
             compat: Compat::default(),
             playground: false,
             limits: Limits::default(),
+            file_store: None,
+            files: FileLimits::default(),
+            batches: BatchLimits::default(),
             metrics: testing::metrics(),
         }
     }

@@ -1,6 +1,7 @@
 //! One entry for each route and method: here what an entry consists of, in the modules the entries themselves.
 
 mod admin;
+mod batches;
 mod chat;
 mod messages;
 mod responses;
@@ -14,6 +15,7 @@ use super::SchemaOf;
 use super::statuses::Shape;
 
 const JSON: &str = "application/json";
+const FORM: &str = "multipart/form-data";
 const TEXT: &str = "text/plain";
 const EVENTS: &str = "text/event-stream";
 
@@ -28,7 +30,8 @@ pub struct Operation {
     pub(super) description: &'static str,
     pub(super) access: Access,
     pub(super) parameters: Vec<Parameter>,
-    pub(super) body: Option<SchemaOf>,
+    /// Media type of the body, and what is in it.
+    pub(super) body: Option<(&'static str, SchemaOf)>,
     pub(super) answers: Vec<Answer>,
     errors: Vec<StatusCode>,
 }
@@ -44,6 +47,10 @@ pub enum Tag {
     Responses,
     /// Conversations in Anthropic's form.
     Messages,
+    /// What batches read and write.
+    Files,
+    /// Requests in files.
+    Batches,
     /// Text as token ids.
     Tokenizer,
     /// What is served.
@@ -93,7 +100,7 @@ pub struct Answer {
 /// All operations of clients, in the document's order.
 #[must_use]
 pub fn all() -> Vec<Operation> {
-    [chat::all(), responses::all(), messages::all(), server::all()].concat()
+    [chat::all(), responses::all(), messages::all(), batches::all(), server::all()].concat()
 }
 
 /// The operations of whoever runs the server.
@@ -148,13 +155,22 @@ impl Operation {
 
     /// It takes a JSON body.
     fn body<T: JsonSchema>(self) -> Self {
+        self.body_of::<T>(JSON)
+    }
+
+    /// It takes a form with a file.
+    fn form<T: JsonSchema>(self) -> Self {
+        self.body_of::<T>(FORM)
+    }
+
+    fn body_of<T: JsonSchema>(self, kind: &'static str) -> Self {
         let refusals = [
             StatusCode::BAD_REQUEST,
             StatusCode::REQUEST_TIMEOUT,
             StatusCode::PAYLOAD_TOO_LARGE,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
         ];
-        Self { body: Some(SchemaGenerator::subschema_for::<T>), ..self }.refuses(&refusals)
+        Self { body: Some(of::<T>(kind)), ..self }.refuses(&refusals)
     }
 
     /// It makes a model compute, which can be impossible for now.
@@ -226,11 +242,13 @@ impl Parameter {
 
 impl Tag {
     /// All chapters, in the document's order.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Chat,
         Self::Completions,
         Self::Responses,
         Self::Messages,
+        Self::Files,
+        Self::Batches,
         Self::Tokenizer,
         Self::Models,
         Self::Operation,
@@ -244,6 +262,8 @@ impl Tag {
             Self::Completions => "Completions",
             Self::Responses => "Responses",
             Self::Messages => "Messages",
+            Self::Files => "Files",
+            Self::Batches => "Batches",
             Self::Tokenizer => "Tokenizer",
             Self::Models => "Models",
             Self::Operation => "Operation",
@@ -258,6 +278,10 @@ impl Tag {
             Self::Responses => "Conversations, as OpenAI's Responses API has them.",
             Self::Messages => {
                 "Conversations, as Anthropic's Messages API has them; the key may come in `x-api-key`."
+            }
+            Self::Files => "What batches read and write, as OpenAI's Files API has it.",
+            Self::Batches => {
+                "Requests in files, answered when nobody else waits, as OpenAI's Batch API has it."
             }
             Self::Tokenizer => "Text to token ids and back, as vLLM has it.",
             Self::Models => "What this server serves.",

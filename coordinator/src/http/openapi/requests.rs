@@ -37,6 +37,10 @@ pub struct TokenizeRequest;
 #[derive(Debug)]
 pub struct DetokenizeRequest;
 
+/// A form of `POST /v1/files`.
+#[derive(Debug)]
+pub struct UploadForm;
+
 /// An object with these fields and, of a chat completion's, those named in `shared`.
 fn object(required: &[&str], shared: &[&str], own: Value) -> Schema {
     let mut properties = parameters::properties(shared);
@@ -44,6 +48,29 @@ fn object(required: &[&str], shared: &[&str], own: Value) -> Schema {
         properties.extend(own);
     }
     json_schema!({ "type": "object", "properties": properties, "required": required })
+}
+
+impl JsonSchema for UploadForm {
+    fn schema_name() -> Cow<'static, str> {
+        "UploadForm".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "properties": {
+                "file": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "JSON Lines: in each line `custom_id`, `method`, `url` and `body` of a request.",
+                },
+                "purpose": { "type": "string", "enum": ["batch"] },
+                "expires_after[anchor]": { "type": "string", "enum": ["created_at"] },
+                "expires_after[seconds]": { "type": "integer", "minimum": 3600, "maximum": 2_592_000 },
+            },
+            "required": ["file", "purpose"],
+        })
+    }
 }
 
 fn model() -> Value {

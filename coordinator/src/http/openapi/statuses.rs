@@ -48,7 +48,7 @@ const STATUSES: [(StatusCode, &str, &str); 11] = [
     (
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "UnsupportedMediaType",
-        "The body is not JSON by its content type.",
+        "The body is of another kind, by its content type, than the route takes.",
     ),
     (
         StatusCode::TOO_MANY_REQUESTS,
