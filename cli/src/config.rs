@@ -47,6 +47,12 @@ where
         .map_err(|errors| Invalid { problems: errors.into_iter().map(|e| e.to_string()).collect() })
 }
 
+/// The process's environment, as far as it is Unicode; for settings that a library names.
+pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
 /// The user's data directory for this program: `$XDG_DATA_HOME/switchyard`, `~/.local/share/switchyard`, or
 /// `.switchyard` in the current directory for a user without a home.
 pub(crate) fn default_data_dir() -> PathBuf {

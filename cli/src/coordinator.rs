@@ -13,7 +13,7 @@ use crate::config::{Invalid, Problems};
 use crate::data_dir::DataDir;
 use crate::models::{self, ModelArg};
 use crate::shutdown::Signals;
-use crate::{config, telemetry};
+use crate::{batches, config, telemetry};
 
 /// Where the HTTP API listens unless told otherwise.
 pub(crate) const DEFAULT_HTTP: &str = "127.0.0.1:8080";
@@ -87,6 +87,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID=TEXT")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     model_description: Vec<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    batches: batches::Args,
     /// Whether `/` serves a page to try the models [default: true].
     #[arg(long, env = "SWITCHYARD_PLAYGROUND", value_name = "BOOL")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,6 +146,7 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
     let grpc = problems.address("--grpc", typed.grpc.as_deref().unwrap_or(DEFAULT_GRPC));
     let mut models = models::parse_all(&typed.model, &mut problems);
     let admin = admin(&typed, &mut problems);
+    let batches = typed.batches.resolve(config::environment(), &mut problems);
     if typed.model.is_empty() {
         problems.required::<()>("at least one --model", None);
     }
@@ -168,6 +172,9 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
         admin,
         compat: typed.compat.unwrap_or_default().into(),
         limits: Limits::default(),
+        file_store: batches.store,
+        files: batches.files,
+        batches: batches.batches,
         playground: !args.no_playground && typed.playground.unwrap_or(true),
         metrics: metric_definitions::install()?,
     })

@@ -26,6 +26,7 @@ mod verify;
 mod bench;
 #[cfg(feature = "cuda")]
 mod compile_kernels;
+mod batches;
 mod config;
 mod models;
 mod data_dir;

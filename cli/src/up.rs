@@ -24,7 +24,7 @@ use crate::coordinator::{Compat, DEFAULT_GRPC, DEFAULT_HTTP, Numerics, model_opt
 use crate::data_dir::DataDir;
 use crate::models::{self, ModelArg};
 use crate::shutdown::Signals;
-use crate::{config, telemetry};
+use crate::{batches, config, telemetry};
 
 mod screen;
 mod supervisor;
@@ -82,6 +82,8 @@ pub(crate) struct Args {
     /// What a model is, for people. May be repeated.
     #[arg(long, value_name = "ID=TEXT")]
     model_description: Vec<String>,
+    #[command(flatten)]
+    batches: batches::Args,
     /// Whether `/` serves a page to try the models.
     #[arg(
         long,
@@ -199,6 +201,7 @@ fn models_of(args: &Args) -> Result<Vec<ModelArg>, Invalid> {
     problems.count("--workers", args.workers, WORKERS_MAX);
     problems.address("--http", &args.http);
     problems.address("--grpc", &args.grpc);
+    args.batches.resolve(config::environment(), &mut problems);
     problems.finish()?;
     Ok(found)
 }
@@ -209,6 +212,9 @@ fn options(
     data: &DataDir,
     key: Option<String>,
 ) -> anyhow::Result<Options> {
+    let mut problems = Problems::default();
+    let batches = args.batches.resolve(config::environment(), &mut problems);
+    problems.finish()?;
     Ok(Options {
         http: args.http.parse()?,
         grpc: args.grpc.parse()?,
@@ -219,6 +225,9 @@ fn options(
         admin: None,
         compat: args.compat.into(),
         limits: Limits::default(),
+        file_store: batches.store,
+        files: batches.files,
+        batches: batches.batches,
         playground: args.playground && !args.no_playground,
         metrics: metric_definitions::install()?,
     })

@@ -9,3 +9,4 @@ mod refusals;
 mod streams;
 mod chat;
 mod keys;
+mod batches;
