@@ -18,6 +18,7 @@ const MIB: u64 = 1 << 20;
 
 /// Arguments of both commands.
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+#[group(skip)]
 pub(crate) struct Args {
     /// Where uploaded files are kept: a folder, or s3://BUCKET/PREFIX with the AWS_… variables [default: in the data folder].
     #[arg(long, env = "SWITCHYARD_FILE_STORE", value_name = "URL")]

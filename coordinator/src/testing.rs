@@ -25,7 +25,7 @@ use crate::engine::status::{GroupStatus, Phase};
 use crate::files::Files;
 use crate::files::contents::Contents;
 use crate::http::models::Catalog;
-use crate::options::{Limits, ModelOptions, default_file_store};
+use crate::options::{FileLimits, Limits, ModelOptions, default_file_store};
 use crate::{http, metric_definitions};
 
 /// Special tokens of the test tokenizer, in the order of their ids from 0.
@@ -261,7 +261,7 @@ pub(crate) fn served_with_context(context_length: u32) -> (Served, Arc<ScriptedE
 pub(crate) struct Fixture {
     pub(crate) engine: Arc<ScriptedEngine>,
     pub(crate) context: http::Context,
-    _data_dir: tempfile::TempDir,
+    data_dir: tempfile::TempDir,
     _ledger: DropGuard,
 }
 
@@ -280,7 +280,7 @@ impl Fixture {
         let keys =
             KeyStore::open(&crate::options::default_database_url(data_dir.path())).await.unwrap();
         keys.insert_plaintext("test", KEY).await.unwrap();
-        let batches = batches(data_dir.path(), &keys);
+        let batches = batches(data_dir.path(), &keys, FileLimits::default());
         let (accounts, ledger) = Accounts::new(keys);
         let stop = CancellationToken::new();
         tokio::spawn(ledger.run(stop.clone()));
@@ -298,15 +298,23 @@ impl Fixture {
             metrics: metrics(),
             draining: CancellationToken::new(),
         };
-        Self { engine, context, _data_dir: data_dir, _ledger: stop.drop_guard() }
+        Self { engine, context, data_dir, _ledger: stop.drop_guard() }
+    }
+}
+
+impl Fixture {
+    /// Has other bounds on files.
+    pub(crate) fn limit_files(&mut self, limits: FileLimits) {
+        let keys = self.context.accounts.keys().clone();
+        self.context.batches = batches(self.data_dir.path(), &keys, limits);
     }
 }
 
 /// The batches beside these keys, with files in a folder.
-fn batches(data_dir: &Path, keys: &KeyStore) -> Batches {
+fn batches(data_dir: &Path, keys: &KeyStore, limits: FileLimits) -> Batches {
     let contents = Contents::open(&default_file_store(data_dir)).unwrap();
     let (database, clock) = (keys.database().clone(), keys.clock().clone());
-    let files = Files::new(database.clone(), contents, clock.clone(), Arc::default());
+    let files = Files::new(database.clone(), contents, clock.clone(), Arc::new(limits));
     Batches::new(database, files, clock, Arc::default())
 }
 

@@ -2,8 +2,11 @@
 
 mod lines;
 
+use std::sync::Arc;
+
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row as _, Transaction};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::Error;
@@ -22,6 +25,8 @@ pub(super) struct Journal {
     clock: Clock,
     /// Who holds this runner's leases.
     runner: String,
+    /// Answers are recorded one by one: those that somebody waits for need the database's connections, too.
+    turn: Arc<Semaphore>,
 }
 
 // === impl Journal ===
@@ -29,7 +34,8 @@ pub(super) struct Journal {
 impl Journal {
     /// A runner that holds nothing yet.
     pub(super) fn new(database: Database, clock: Clock) -> Self {
-        Self { database, clock, runner: Uuid::new_v4().to_string() }
+        let turn = Arc::new(Semaphore::new(1));
+        Self { database, clock, runner: Uuid::new_v4().to_string(), turn }
     }
 
     /// Takes the oldest batch that nobody runs, for so many seconds.

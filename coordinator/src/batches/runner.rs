@@ -28,6 +28,8 @@ pub(super) const LEASE_SECONDS: i64 = 10;
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// How often batches are looked for that another coordinator made, or left.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often batches are counted for the metrics.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// How often files are looked for that have expired.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
@@ -90,7 +92,7 @@ impl Runner {
         if let Err(error) = self.forget_leftovers().await {
             tracing::error!(error = %Chain(&error), "cannot tidy up batches");
         }
-        let mut count = tokio::time::interval(LOOK_EVERY);
+        let mut count = tokio::time::interval(COUNT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
             tokio::select! {

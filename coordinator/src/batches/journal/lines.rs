@@ -114,6 +114,8 @@ impl Journal {
         answered: &Answered,
         result: &str,
     ) -> Result<bool, Error> {
+        // It is never closed.
+        let _turn = self.turn.acquire().await;
         let recorded = self.try_record(id, line, answered, result).await;
         recorded.map_err(failed("record an answer"))
     }

@@ -104,6 +104,34 @@ async fn each_single_step_may_be_the_last() {
 }
 
 #[tokio::test]
+async fn what_a_crash_left_is_forgotten_at_the_next_start() {
+    let fixture = Fixture::sqlite().await;
+    let setup = Setup::new(&fixture);
+    let made = setup.create(&[json!({})]).await;
+    setup.runner().run_once().await.unwrap();
+    let count = async || -> i64 {
+        let pool = &fixture.keys.database().pool;
+        sqlx::query_scalar("SELECT COUNT(*) FROM batch_lines").fetch_one(pool).await.unwrap()
+    };
+    assert_eq!(count().await, 0, "a batch that is over needs none");
+    fixture
+        .execute(
+            "INSERT INTO batch_lines (batch_id, line, custom_id, begins_at, length) \
+             SELECT id, 1, 'c0', 0, 1 FROM batches",
+        )
+        .await;
+    assert_eq!(count().await, 1);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let running = tokio::spawn(setup.runner().run(stop.clone()));
+    while count().await > 0 {
+        tokio::task::yield_now().await;
+    }
+    stop.cancel();
+    running.await.unwrap();
+    assert_eq!(setup.get(&made.id).await.status, Status::Completed);
+}
+
+#[tokio::test]
 async fn two_coordinators_do_not_run_one_batch() {
     for fixture in &fixtures().await {
         let setup = Setup::new(fixture);

@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use crate::auth::{Account, Accounts, Lease};
 use crate::batches::Endpoint;
@@ -34,6 +35,8 @@ pub(in crate::http) struct Performer {
     chat: Arc<Chat>,
     accounts: Accounts,
     responses: Arc<Store>,
+    /// One looks up its key at a time: those that somebody waits for need the database's connections, too.
+    turn: Arc<Semaphore>,
 }
 
 // === impl Performer ===
@@ -41,11 +44,15 @@ pub(in crate::http) struct Performer {
 impl Performer {
     /// Answers with these models, for these keys.
     pub(super) fn new(chat: Arc<Chat>, accounts: Accounts, responses: Arc<Store>) -> Self {
-        Self { chat, accounts, responses }
+        Self { chat, accounts, responses, turn: Arc::new(Semaphore::new(1)) }
     }
 
     async fn answer(&self, call: Call) -> Result<Answered, Error> {
-        let account = self.accounts.keys().account(call.owner).await?;
+        let account = {
+            // It is never closed.
+            let _turn = self.turn.acquire().await;
+            self.accounts.keys().account(call.owner).await?
+        };
         let (lease, tab) = self.accounts.admit_batch(&account)?;
         let body = self.route(call, &account, lease).await;
         // Only now: what was generated in vain is on it, too.

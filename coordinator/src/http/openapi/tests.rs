@@ -1,3 +1,5 @@
+mod stored;
+
 use std::collections::BTreeSet;
 
 use axum::body::Body;

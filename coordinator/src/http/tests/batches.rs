@@ -3,6 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::options::FileLimits;
 
 const BOUNDARY: &str = "a-boundary";
 
@@ -179,6 +180,29 @@ async fn bad_uploads_are_refused_and_leave_nothing() {
         let refused = fixture.get(&format!("/v1/files?{query}")).await;
         assert_eq!(refused.error(), (400, "invalid_value".into(), param));
     }
+}
+
+#[tokio::test]
+async fn a_file_that_is_too_large_is_refused_and_leaves_nothing() {
+    let mut fixture = Fixture::new().await;
+    let limits = FileLimits { file_bytes_max: 9, ..FileLimits::default() };
+    fixture.limit_files(limits);
+    assert_eq!(fixture.upload("{\"a\": 12}").await.status, StatusCode::OK);
+    // Far more than a request's body may have otherwise, and read to its end.
+    let large = format!("{{\"a\": \"{}\"}}", "x".repeat(10 << 20));
+    let refused = fixture.upload(&large).await;
+    assert_eq!(refused.error(), (413, "request_too_large".into(), Some("file".into())));
+    assert_eq!(fixture.get("/v1/files").await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_file_passes_though_other_bodies_may_not_be_so_large() {
+    let fixture = Fixture::new().await;
+    let large = format!("{{\"a\": \"{}\"}}", "x".repeat(20 << 20));
+    let file = fixture.upload(&large).await.json();
+    assert_eq!(file["bytes"], large.len());
+    let path = format!("/v1/files/{}/content", file["id"].as_str().unwrap());
+    assert!(fixture.get(&path).await.text() == large, "what came back differs");
 }
 
 #[tokio::test]
