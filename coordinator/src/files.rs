@@ -220,7 +220,7 @@ impl Files {
     /// When a file of this purpose expires that is made now.
     #[must_use]
     pub(crate) fn expiry(&self, expires_after: Option<i64>) -> Option<i64> {
-        let after = expires_after.or(self.limits.expires_after_seconds());
+        let after = expires_after.or_else(|| self.limits.expires_after_seconds());
         after.map(|seconds| self.clock.unix_seconds().saturating_add(seconds))
     }
 }

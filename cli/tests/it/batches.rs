@@ -106,7 +106,8 @@ async fn a_batch_goes_on_after_a_kill_and_no_answer_is_lost_or_charged_twice() {
     let cluster = Cluster::start(data.path()).await;
     let id = cluster.create_batch().await;
     let some = |batch: &Value| batch["request_counts"]["completed"].as_u64().unwrap() >= 2;
-    cluster.until(&id, some).await;
+    let batch = cluster.until(&id, some).await;
+    assert_eq!(batch["status"], "in_progress", "killed in the middle of it");
     cluster.process.signal("KILL").await;
     cluster.process.wait().await;
 

@@ -26,10 +26,10 @@ pub(super) async fn finalize(
         return Ok(None);
     };
     let has_open = !journal.open_lines(&batch.id, 0).await?.is_empty();
-    let status = match batch.status {
-        Status::Cancelling => Status::Cancelled,
-        _ if has_open => Status::Expired,
-        _ => Status::Completed,
+    let status = match (batch.status == Status::Cancelling, has_open) {
+        (true, _) => Status::Cancelled,
+        (false, true) => Status::Expired,
+        (false, false) => Status::Completed,
     };
     let completed = [Some(Outcome::Completed)];
     let output = write(journal, files, (batch, output_id, Kind::Output), &completed).await?;

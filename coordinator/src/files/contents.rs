@@ -159,8 +159,10 @@ impl Sink {
 
 fn failed(action: &'static str, id: &FileId) -> impl FnOnce(object_store::Error) -> Error {
     let id = id.clone();
-    move |source| match source {
-        object_store::Error::NotFound { .. } => Error::NotFound { id },
-        source => Error::Contents { action, source },
+    move |source| {
+        if matches!(source, object_store::Error::NotFound { .. }) {
+            return Error::NotFound { id };
+        }
+        Error::Contents { action, source }
     }
 }

@@ -61,7 +61,7 @@ mod tests {
     async fn failures_are_tried_three_times_and_absence_for_ever() {
         let (good, bad) = (Performed::Answered(answered(200)), Performed::Failed(answered(503)));
         let later = |seconds| Performed::Later(Duration::from_secs(seconds));
-        assert_eq!(check(&[good.clone()]).await, (200, 1, 0.0));
+        assert_eq!(check(std::slice::from_ref(&good)).await, (200, 1, 0.0));
         assert_eq!(check(&[bad.clone(), bad.clone(), bad.clone()]).await, (503, 3, 1.5));
         let waits = [later(0), later(5), bad, later(0), good.clone()];
         assert_eq!(check(&waits).await, (200, 5, 0.5 + 5.0 + 2.0 + 4.0));

@@ -80,13 +80,11 @@ fn nothing_is_lost_and_nothing_done_twice_wherever_coordinators_stop() {
 async fn each_single_step_may_be_the_last() {
     let fixture = Fixture::sqlite().await;
     let setup = Setup::new(&fixture);
-    let mut now = NOW;
-    let mut made = setup.create(&[json!({ "n": 0 }), json!({ "n": 1 })]).await;
-    let mut num_batches = 1;
-    for num_polls in (1..).step_by(3) {
+    for (num_batches, num_polls) in (1..).zip((1..).step_by(3)) {
+        let made = setup.create(&[json!({ "n": 0 }), json!({ "n": 1 })]).await;
         let runner = setup.runner();
         let ended = crash_after(num_polls, runner.run_once()).await;
-        now += LEASE_SECONDS;
+        let now = NOW + LEASE_SECONDS * i64::try_from(num_batches).unwrap();
         fixture.set_time(now);
         setup.runner().run_once().await.unwrap();
         let batch = setup.get(&made.id).await;
@@ -98,8 +96,6 @@ async fn each_single_step_may_be_the_last() {
             assert!(num_polls > 10, "{num_polls} steps are too few to have seen any");
             return;
         }
-        made = setup.create(&[json!({ "n": 0 }), json!({ "n": 1 })]).await;
-        num_batches += 1;
     }
 }
 
