@@ -103,12 +103,7 @@ impl Scheduler {
         updates: &mut Vec<Update>,
     ) -> Option<Chunk> {
         let needed = self.sequences[&turn.id].blocks_for(1);
-        // What is set aside for an interactive prefill is not for a batch.
-        let kept = match turn.priority {
-            Priority::Batch if needed > 0 => self.set_aside(rank, &[Priority::Interactive]),
-            Priority::Interactive | Priority::Batch => 0,
-        };
-        while self.ranks[rank].pool.num_free() < needed + kept {
+        while self.ranks[rank].pool.num_free() < needed {
             let last = *self.ranks[rank].running.last()?;
             self.preempt(last.id);
             updates.push(Update::Preempted(last.id));
@@ -243,7 +238,7 @@ impl Scheduler {
 
     /// The batch sequences of a rank without which `id` could begin there, the newest first; `None` if it still could not.
     fn in_the_way(&self, rank: usize, id: SequenceId) -> Option<Vec<SequenceId>> {
-        let needed = self.sequences[&id].prefill_blocks() + self.set_aside(rank, &Priority::ALL);
+        let needed = self.sequences[&id].prefill_blocks() + self.set_aside(rank);
         let mut spare = self.ranks[rank].pool.num_free();
         let mut num_running = self.ranks[rank].running.len();
         let mut victims = Vec::new();
@@ -259,14 +254,13 @@ impl Scheduler {
 
     /// Free blocks less those that prefills under way will need; `None` when even these are short.
     fn spare_blocks(&self, rank: usize) -> Option<usize> {
-        self.ranks[rank].pool.num_free().checked_sub(self.set_aside(rank, &Priority::ALL))
+        self.ranks[rank].pool.num_free().checked_sub(self.set_aside(rank))
     }
 
-    /// Blocks that prefills under way on a rank, of these priorities, will need.
-    fn set_aside(&self, rank: usize, priorities: &[Priority]) -> usize {
+    /// Blocks that prefills under way on a rank will need.
+    fn set_aside(&self, rank: usize) -> usize {
         let running = self.ranks[rank].running.iter();
-        let counted = running.filter(|turn| priorities.contains(&turn.priority));
-        counted.map(|turn| self.sequences[&turn.id].prefill_blocks_left()).sum()
+        running.map(|turn| self.sequences[&turn.id].prefill_blocks_left()).sum()
     }
 
     /// Closes the step, unless no rank has anything to do or to forget.

@@ -8,6 +8,7 @@ use futures::future::poll_fn;
 use proptest::prelude::*;
 
 use super::*;
+use crate::batches::journal::{Journal, Line};
 
 /// Pulls at a future so many times, then drops it where it is; says whether it has ended.
 async fn crash_after<T>(num_polls: usize, future: impl Future<Output = T>) -> Option<T> {
@@ -162,6 +163,35 @@ async fn who_lost_the_lease_commits_nothing() {
         slow_run.await.unwrap();
         assert_eq!(setup.get(&made.id).await, batch);
         assert_eq!(charged(fixture).await, times(1, PRICE));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_recorded_once_and_by_who_holds_the_lease() {
+    for fixture in &fixtures().await {
+        let setup = Setup::new(fixture);
+        let made = setup.create(&[json!({}), json!({})]).await;
+        let journal =
+            || Journal::new(fixture.keys.database().clone(), fixture.keys.clock().clone());
+        let line =
+            |number| Line { number, custom_id: format!("c{number}"), begins_at: 0, length: 1 };
+        let usage = Usage { key_id: OWNER, model: "flash".into(), tokens: PRICE };
+        let answered = Answered { status: 200, body: Value::Null, usage: vec![usage] };
+        let (dead, alive) = (journal(), journal());
+        assert_eq!(dead.claim(LEASE_SECONDS).await.unwrap(), Some(made.id.clone()));
+        dead.begin(&made.id, &[line(1), line(2)], LEASE_SECONDS).await.unwrap();
+        assert_eq!(alive.claim(LEASE_SECONDS).await.unwrap(), None, "it is the other's");
+        fixture.set_time(NOW + LEASE_SECONDS);
+        assert_eq!(alive.claim(LEASE_SECONDS).await.unwrap(), Some(made.id.clone()));
+        let mut recorded = Vec::new();
+        for (journal, number) in [(&alive, 1), (&alive, 1), (&dead, 1), (&dead, 2)] {
+            let is_new = journal.record(&made.id, &line(number), &answered, "{}").await.unwrap();
+            recorded.push(is_new);
+        }
+        assert_eq!(recorded, [true, false, false, false]);
+        assert_eq!(dead.renew(&made.id, LEASE_SECONDS).await.unwrap(), None);
+        assert_eq!(charged(fixture).await, times(1, PRICE));
+        assert_eq!(setup.get(&made.id).await.counts.completed, 1);
     }
 }
 
