@@ -1,6 +1,9 @@
 """The anthropic client against a cluster of two workers."""
 
+import json
+
 import anthropic
+import jsonschema
 import pytest
 
 import raw
@@ -10,6 +13,12 @@ ADD = {
     "name": "add",
     "description": "Adds two numbers.",
     "input_schema": {"type": "object", "properties": {"a": {"type": "integer"}}},
+}
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Lima", "Oslo", "São Paulo"]}, "days": {"type": "integer", "enum": [1, 2, 3]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
 }
 NO_THINKING = {"type": "disabled"}
 THINKING = {"type": "enabled", "budget_tokens": 1024}
@@ -114,6 +123,35 @@ def test_a_forced_tool_leaves_no_markup(claude, server):
         message = claude.messages.create(**options(server, tools=[ADD], tool_choice=choice))
         text = "".join(block.text for block in message.content if block.type == "text")
         assert "DSML" not in text
+
+
+def test_a_tool_is_called_by_name_and_its_result_answered(claude, server):
+    weather = {"name": "weather", "input_schema": WEATHER, "strict": True}
+    choice = {"type": "tool", "name": "weather", "disable_parallel_tool_use": True}
+    asked = options(server, tools=[weather], tool_choice=choice, max_tokens=200)
+    message = claude.messages.create(**asked)
+    assert message.stop_reason == "tool_use"
+    [call] = [block for block in message.content if block.type == "tool_use"]
+    assert call.name == "weather"
+    jsonschema.validate(call.input, WEATHER)
+    with claude.messages.stream(**asked) as stream:
+        assert stream.get_final_message().content[-1].input == call.input
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "21 degrees"}
+    turns = QUESTION + [
+        {"role": "assistant", "content": message.content},
+        {"role": "user", "content": [result]},
+    ]
+    answer = claude.messages.create(
+        **options(server, tools=[weather], tool_choice={"type": "none"}, messages=turns)
+    )
+    assert answer.content[0].text
+
+
+def test_an_answer_keeps_to_a_json_schema(claude, server):
+    form = {"format": {"type": "json_schema", "schema": WEATHER}}
+    message = claude.messages.create(**options(server, output_config=form, max_tokens=200))
+    assert message.stop_reason == "end_turn"
+    jsonschema.validate(json.loads(message.content[0].text), WEATHER)
 
 
 def test_system_prompts_and_prefilled_answers(claude, server):

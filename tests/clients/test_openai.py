@@ -1,15 +1,30 @@
 """The openai client against a cluster of two workers."""
 
+import json
+from typing import Literal
+
 import openai
+import pydantic
 import pytest
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+# The model has no answer to this by heart, so that it draws a different one each time.
+ODD = [{"role": "user", "content": "zq xv"}]
+
+
+class Weather(pydantic.BaseModel):
+    """What the weather tool is told, and what an answer in JSON must say."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    city: Literal["Lima", "Oslo", "São Paulo"]
+    days: Literal[1, 2, 3]
 
 
 def ask(client, server, **options):
     options = {"temperature": 0, "max_tokens": 24} | options
     options.setdefault("extra_body", {"thinking": {"type": "disabled"}})
-    return client.chat.completions.create(model=server.model, messages=QUESTION, **options)
+    return client.chat.completions.create(model=server.model, **{"messages": QUESTION} | options)
 
 
 def test_models_are_listed(client, server):
@@ -91,6 +106,58 @@ def test_a_stop_string_ends_the_answer_before_it(client, server):
     assert answer.choices[0].message.content == text[: text.index(stop)]
 
 
+def test_two_choices_differ_and_a_seed_makes_both_repeatable(client, server):
+    options = {"messages": ODD, "temperature": 1, "seed": 7, "n": 2, "max_tokens": 16}
+    first, second = (ask(client, server, **options) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1]
+    assert texts[0] != texts[1]
+    assert [choice.message.content for choice in second.choices] == texts
+
+
+def test_a_tool_is_called_and_its_result_answered(client, server):
+    tool = openai.pydantic_function_tool(Weather, name="weather")
+    # By name: a model of this size would not choose it, nor know when to stop calling.
+    choice = {"type": "function", "function": {"name": "weather"}}
+    forced = {"tool_choice": choice, "parallel_tool_calls": False}
+    called = ask(client, server, tools=[tool], max_tokens=200, **forced).choices[0]
+    assert called.finish_reason == "tool_calls"
+    [call] = called.message.tool_calls
+    assert call.function.name == "weather"
+    Weather.model_validate_json(call.function.arguments)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "21 degrees"}
+    answer = ask(client, server, tools=[tool], tool_choice="none", messages=[*QUESTION, called.message, result])
+    assert answer.choices[0].message.content
+    assert answer.usage.prompt_tokens > ask(client, server).usage.prompt_tokens
+
+
+def test_a_streamed_tool_call_adds_up_to_the_same_arguments(client, server):
+    tool = openai.pydantic_function_tool(Weather, name="weather")
+    options = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 200}
+    [whole] = ask(client, server, **options).choices[0].message.tool_calls
+    deltas = [
+        call
+        for chunk in ask(client, server, stream=True, **options)
+        for choice in chunk.choices
+        for call in choice.delta.tool_calls or []
+    ]
+    assert {delta.index for delta in deltas} == {0}
+    assert [delta.function.name for delta in deltas if delta.function.name] == ["weather"]
+    assert "".join(delta.function.arguments or "" for delta in deltas) == whole.function.arguments
+
+
+def test_the_clients_own_parser_reads_an_answer_in_json(client, server):
+    answer = client.chat.completions.parse(
+        model=server.model,
+        messages=QUESTION,
+        response_format=Weather,
+        max_tokens=200,
+        seed=5,
+        extra_body={"thinking": {"type": "disabled"}},
+    )
+    assert isinstance(answer.choices[0].message.parsed, Weather)
+
+
 def test_a_wrong_key(server):
     stranger = openai.OpenAI(base_url=server.base_url, api_key="sk-wrong-key", max_retries=0)
     with pytest.raises(openai.AuthenticationError) as refusal:
@@ -104,3 +171,15 @@ def test_an_unknown_model(client):
         client.chat.completions.create(model="no-such-model", messages=QUESTION)
     assert refusal.value.code == "model_not_found"
     assert "no-such-model" in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"temperature": 3}, {"max_tokens": -1}, {"extra_body": {"audio": {"voice": "alloy"}}}],
+    ids=json.dumps,
+)
+def test_a_bad_field_is_named(client, server, field):
+    with pytest.raises(openai.BadRequestError) as refusal:
+        ask(client, server, **field)
+    assert refusal.value.param == next(iter(field.get("extra_body", field)))
+    assert refusal.value.request_id
