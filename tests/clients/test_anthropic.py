@@ -16,7 +16,7 @@ ADD = {
 }
 WEATHER = {
     "type": "object",
-    "properties": {"city": {"type": "string", "enum": ["Lima", "Oslo", "São Paulo"]}, "days": {"type": "integer", "enum": [1, 2, 3]}},
+    "properties": {"city": {"type": "string", "enum": ["Lima", "Oslo", "São Paulo"]}, "days": {"type": "integer", "minimum": 0, "maximum": 14}},
     "required": ["city", "days"],
     "additionalProperties": False,
 }

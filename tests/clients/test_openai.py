@@ -1,7 +1,7 @@
 """The openai client against a cluster of two workers."""
 
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 import openai
 import pydantic
@@ -18,7 +18,7 @@ class Weather(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
     city: Literal["Lima", "Oslo", "São Paulo"]
-    days: Literal[1, 2, 3]
+    days: Annotated[int, pydantic.Field(ge=0, le=14)]
 
 
 def ask(client, server, **options):
