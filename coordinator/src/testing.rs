@@ -153,6 +153,12 @@ pub(crate) fn ids(text: &str) -> Vec<u32> {
     text.bytes().map(|byte| FIRST_BYTE + u32::from(byte)).collect()
 }
 
+/// A request's body with more fields, or others.
+pub(crate) fn merged(mut body: Value, fields: &Value) -> Value {
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    body
+}
+
 // === Engine ===
 
 /// What the engine does with the next request.

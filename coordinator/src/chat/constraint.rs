@@ -19,8 +19,11 @@ use super::invalid::Invalid;
 use super::model::Model;
 use crate::engine::request::Constraint;
 
+mod strict;
 #[cfg(test)]
 mod tests;
+
+pub(super) use strict::StrictTools;
 
 const TOOLS: &str = "tools";
 
@@ -33,6 +36,8 @@ pub(super) struct Rules {
     pub(super) single_tool_call: bool,
     /// `response_format` of type `grammar`, in llguidance's Lark dialect.
     pub(super) grammar: Option<String>,
+    /// What strict tools ask for, conversion aside.
+    pub(super) strict_tools: StrictTools,
 }
 
 /// The grammar of the answer to `request`, or `None` when it is free. Refusals name `format`, the field of the protocol
@@ -73,9 +78,15 @@ fn answer_grammar(
     let conversation = &request.conversation;
     let answer = match (&rules.grammar, &request.inference_options.output_constraint) {
         (Some(lark), _) => Some(Grammar::lark(lark.clone())),
-        // The schema of a strict format, normalised.
-        (None, Some(OutputConstraint::Json { schema: Some(schema) })) => {
-            Some(of_schema(schema, format)?)
+        (None, Some(OutputConstraint::Json { schema: Some(converted) })) => {
+            // Here a strict format is as it was sent.
+            let schema = match &conversation.response_format {
+                ResponseFormat::JsonSchema(sent) => strict::completed(sent, converted),
+                ResponseFormat::Text | ResponseFormat::JsonObject | ResponseFormat::Regex(_) => {
+                    converted.clone()
+                }
+            };
+            Some(of_schema(&schema, format)?)
         }
         (None, _) => match &conversation.response_format {
             ResponseFormat::Text => None,
@@ -102,7 +113,15 @@ fn answer_grammar(
     if is_free && answer.is_none() {
         return Ok(None);
     }
-    let tools: Vec<_> = conversation.tools.iter().map(tool).collect();
+    let parameters =
+        |tool: &ToolDefinition| rules.strict_tools.parameters(&tool.name, &tool.parameters);
+    let parameters: Vec<_> = conversation.tools.iter().map(parameters).collect();
+    let tools = conversation.tools.iter().zip(&parameters).map(|(definition, parameters)| Tool {
+        name: &definition.name,
+        parameters,
+        is_strict: definition.strict == Some(true),
+    });
+    let tools: Vec<_> = tools.collect();
     let grammar = Grammar::tool_calls(&tools, &tool_use, answer.as_ref());
     let param = if answer.is_some() { format } else { TOOLS };
     Ok(Some((grammar.map_err(|error| refused(param, &error))?, param)))
@@ -110,10 +129,6 @@ fn answer_grammar(
 
 fn of_schema(schema: &Value, format: &'static str) -> Result<Grammar, Error> {
     Grammar::json_schema(schema).map_err(|error| refused(format, &error))
-}
-
-fn tool(tool: &ToolDefinition) -> Tool<'_> {
-    Tool { name: &tool.name, parameters: &tool.parameters, is_strict: tool.strict == Some(true) }
 }
 
 fn refused(param: &'static str, error: &grammar::Error) -> Error {

@@ -6,6 +6,7 @@
 use deepseek_recipe::openai::chat_completion::request::ChatCompletionRequest;
 use serde_json::{Map, Value, json};
 
+use super::constraint::StrictTools;
 use super::extras::{Extras, N_MAX};
 use super::invalid::{self, Invalid, InvalidCode};
 use super::protocol::Request;
@@ -73,6 +74,7 @@ impl ChatRequest {
         check_n(&fields)?;
         let mut extras = Extras::take(&mut fields)?;
         extras.rules.grammar = take_grammar(&mut fields)?;
+        extras.rules.strict_tools = StrictTools::read(fields.get("tools"));
         invalid::refuse_unknown(&fields, &HANDLED)?;
         let body: ChatCompletionRequest = invalid::typed(fields)?;
         if body.thinking.as_ref().is_some_and(|thinking| thinking.budget_tokens.is_some()) {

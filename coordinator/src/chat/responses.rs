@@ -22,6 +22,7 @@ use deepseek_recipe::response::ProtocolResponse;
 use serde_json::{Map, Value};
 
 use super::compat::thinks;
+use super::constraint::StrictTools;
 use super::extras::Extras;
 use super::invalid::{self, Invalid, InvalidCode, asks_for_nothing, check_object};
 use super::protocol::{Asked, Protocol, Request};
@@ -92,6 +93,7 @@ impl Call {
         }
         let has_tools = fields.get("tools").is_some_and(|tools| !asks_for_nothing(tools));
         extras.rules.single_tool_call = has_tools && !settings.parallel_tool_calls();
+        extras.rules.strict_tools = StrictTools::read(fields.get("tools"));
         Ok(Self { settings, input, fields, extras })
     }
 

@@ -7,11 +7,10 @@ use super::*;
 use crate::testing;
 
 fn request(fields: &[(&str, serde_json::Value)]) -> ChatRequest {
-    let mut body =
+    let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let body =
         json!({ "model": testing::MODEL, "messages": [{ "role": "user", "content": "hi" }] });
-    for (name, value) in fields {
-        body[name] = value.clone();
-    }
+    let body = testing::merged(body, &serde_json::Value::Object(fields));
     ChatRequest::from_slice(body.to_string().as_bytes()).unwrap()
 }
 

@@ -20,11 +20,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
-use dialects::merged;
-
 use super::*;
 use crate::engine::status::Phase;
-use crate::testing::{self, Fixture, KEY, MODEL};
+use crate::testing::{self, Fixture, KEY, MODEL, merged};
 
 /// A response, read to its end.
 #[derive(Debug)]

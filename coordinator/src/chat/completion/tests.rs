@@ -1,12 +1,10 @@
 use serde_json::json;
 
 use super::*;
+use crate::testing::merged;
 
 fn parse(fields: &Value) -> Result<Request<CompletionRequest>, Invalid> {
-    let mut body = json!({ "model": "tiny", "prompt": "hi" });
-    for (name, value) in fields.as_object().unwrap() {
-        body[name] = value.clone();
-    }
+    let body = merged(json!({ "model": "tiny", "prompt": "hi" }), fields);
     Request::<CompletionRequest>::from_slice(body.to_string().as_bytes())
 }
 

@@ -7,11 +7,11 @@ use crate::testing;
 
 /// What a request's answer must look like, or the error; nothing reaches the engine then.
 async fn constrained(fields: Value) -> Result<Option<Constraint>, Error> {
-    let mut body = json!({
+    let body = json!({
         "model": testing::MODEL,
         "messages": [{ "role": "user", "content": "some json" }],
     });
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let body = testing::merged(body, &fields);
     let (served, engine) = testing::served_with_context(100_000);
     engine.answer(&[]);
     let request = ChatRequest::from_slice(body.to_string().as_bytes())?;
@@ -106,6 +106,50 @@ async fn tools_are_enforced_when_strict_forced_or_single() {
     let both = json!({ "tools": tool(false), "response_format": schema() });
     let both = constrained(both).await.unwrap().unwrap();
     assert!(takes(&both, CALL) && takes(&both, r#"{"a": 1}"#) && !takes(&both, "Hello"));
+}
+
+/// A strict schema with keywords that conversion has no type for.
+fn rich() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "days": { "type": "integer", "enum": [1, 2], "title": "Days" },
+            "tags": { "type": "array", "items": { "$ref": "#/$defs/tag" }, "minItems": 1, "maxItems": 2 },
+        },
+        "required": ["days", "tags"],
+        "additionalProperties": false,
+        "$defs": { "tag": { "type": "string", "enum": ["a", "b"] } },
+    })
+}
+
+#[tokio::test]
+async fn a_strict_schema_is_enforced_to_its_last_keyword() {
+    let format = json!({ "name": "n", "strict": true, "schema": rich() });
+    let format = json!({ "response_format": { "type": "json_schema", "json_schema": format } });
+    let format = constrained(format).await.unwrap().unwrap();
+    let function = json!({ "name": "f", "strict": true, "parameters": rich() });
+    let tool = json!({
+        "tools": [{ "type": "function", "function": function }], "tool_choice": "required",
+    });
+    let tool = constrained(tool).await.unwrap().unwrap();
+    for (days, tags, good) in [
+        ("1", r#"["a", "b"]"#, true),
+        ("3", r#"["a"]"#, false),
+        ("1", r#"["c"]"#, false),
+        ("1", "[]", false),
+        ("1", r#"["a", "a", "a"]"#, false),
+    ] {
+        let json = format!(r#"{{"days": {days}, "tags": {tags}}}"#);
+        assert_eq!(takes(&format, &json), good, "{json}");
+        let call = format!(
+            "<¦invoke name=\"f\">\n<¦parameter name=\"days\" string=\"false\">{days}</¦parameter>\n\
+             <¦parameter name=\"tags\" string=\"false\">{tags}</¦parameter>\n</¦invoke>\n</¦tool_calls>"
+        );
+        assert_eq!(takes(&tool, &call), good, "{call}");
+    }
+    // What conversion adds holds, too.
+    assert!(!takes(&format, r#"{"days": 1}"#));
+    assert!(!takes(&format, r#"{"days": 1, "tags": ["a"], "more": 1}"#));
 }
 
 #[tokio::test]

@@ -2,9 +2,10 @@ use deepseek_recipe::request::ModelVersion;
 use serde_json::json;
 
 use super::*;
+use crate::testing::merged;
 
 fn request(fields: &Value) -> Request<Messages> {
-    let mut body = json!({
+    let body = json!({
         "model": "m",
         "messages": [{ "role": "user", "content": "hi" }],
         "tools": [
@@ -12,8 +13,7 @@ fn request(fields: &Value) -> Request<Messages> {
             { "name": "b", "input_schema": { "type": "object" } },
         ],
     });
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    Messages::from_slice(body.to_string().as_bytes()).unwrap()
+    Messages::from_slice(merged(body, fields).to_string().as_bytes()).unwrap()
 }
 
 fn options() -> ConversionOptions {

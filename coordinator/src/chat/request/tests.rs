@@ -3,13 +3,11 @@ use serde_json::json;
 use super::*;
 use crate::chat::constraint::Rules;
 use crate::chat::extras::LOGIT_BIAS_MAX;
+use crate::testing::merged;
 
 fn chat(fields: &Value) -> Value {
-    let mut body = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hi" }] });
-    for (name, value) in fields.as_object().unwrap() {
-        body[name] = value.clone();
-    }
-    body
+    let body = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hi" }] });
+    merged(body, fields)
 }
 
 fn parse(fields: &Value) -> Result<ChatRequest, Invalid> {
@@ -201,6 +199,7 @@ fn what_the_family_does_not_have_is_taken_out() {
                 tool_required: false,
                 single_tool_call: true,
                 grammar: Some("start: \"a\"".to_owned()),
+                ..Rules::default()
             },
             ..Extras::default()
         }

@@ -1,10 +1,10 @@
 use serde_json::json;
 
 use super::*;
+use crate::testing::merged;
 
 fn call(fields: &Value) -> Result<Call, Invalid> {
-    let mut body = json!({ "model": "m", "input": "hi" });
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let body = merged(json!({ "model": "m", "input": "hi" }), fields);
     Call::from_slice(body.to_string().as_bytes())
 }
 

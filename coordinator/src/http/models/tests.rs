@@ -8,7 +8,7 @@ use crate::auth::KeyChange;
 use crate::chat::compat::Compat;
 use crate::http::router;
 use crate::options::Limits;
-use crate::testing::{CONTEXT_LENGTH, Fixture, KEY, MODEL};
+use crate::testing::{CONTEXT_LENGTH, Fixture, KEY, MODEL, merged};
 
 async fn get(fixture: &Fixture, path: &str) -> Value {
     let request = Request::get(path).header("authorization", format!("Bearer {KEY}"));
@@ -84,10 +84,10 @@ async fn the_form_follows_the_room_of_the_group() {
 
 /// Status, and the field that a refusal names.
 async fn chat(fixture: &Fixture, name: &str, value: &Value) -> (u16, String) {
-    let mut body = json!({
+    let body = json!({
         "model": MODEL, "messages": [{ "role": "user", "content": "hi" }], "logprobs": true,
     });
-    body[name] = value.clone();
+    let body = merged(body, &json!({ name: value }));
     let request = Request::post("/v1/chat/completions")
         .header("authorization", format!("Bearer {KEY}"))
         .header("content-type", "application/json")

@@ -12,7 +12,7 @@ use crate::engine::request::{FinishReason, GenerateEvent, GeneratedToken};
 use crate::http::admin::{self, Admin};
 use crate::http::{keyed, messages, open, router};
 use crate::options::{AdminOptions, Secret};
-use crate::testing::{self, Fixture, KEY, MODEL};
+use crate::testing::{self, Fixture, KEY, MODEL, merged};
 
 /// Methods that a route could take and the document could have.
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
@@ -358,14 +358,14 @@ async fn chat_answers_fit_their_schemas() {
         (json!({ "stream_options": { "include_usage": true } }), testing::ids("a"), "\"usage\""),
     ] {
         for stream in [false, true] {
-            let mut body = json!({
+            let mut fields = fields.clone();
+            if !stream {
+                fields.as_object_mut().unwrap().shift_remove("stream_options");
+            }
+            let body = json!({
                 "model": MODEL, "stream": stream, "messages": [{ "role": "user", "content": "hi" }],
             });
-            for (name, value) in fields.as_object().unwrap() {
-                if stream || name != "stream_options" {
-                    body[name] = value.clone();
-                }
-            }
+            let body = merged(body, &fields);
             let events = tokens.iter().map(|token| with_logprob(*token));
             let events = events.chain([GenerateEvent::Finished(FinishReason::Stop)]).collect();
             fixture.engine.script(testing::Script::Events(events));

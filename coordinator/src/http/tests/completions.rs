@@ -7,10 +7,7 @@ use crate::testing::{BOS, DSML, END_THINK, EOS, SPECIALS, Script, ids};
 
 impl Fixture {
     async fn complete(&self, fields: &Value) -> Answer {
-        let mut body = json!({ "model": MODEL, "prompt": "Once" });
-        for (name, value) in fields.as_object().unwrap() {
-            body[name] = value.clone();
-        }
+        let body = merged(json!({ "model": MODEL, "prompt": "Once" }), fields);
         self.post("/v1/completions", &body).await
     }
 }

@@ -16,14 +16,6 @@ pub(super) async fn roomy() -> Fixture {
     fixture
 }
 
-/// A request's body with more fields, or others.
-pub(super) fn merged(mut body: Value, fields: &Value) -> Value {
-    for (name, value) in fields.as_object().unwrap() {
-        body[name] = value.clone();
-    }
-    body
-}
-
 /// Names and data of the events of a stream.
 pub(super) fn events(text: &str) -> Vec<(String, Value)> {
     let event = |event: &str| {

@@ -3,7 +3,7 @@
 mod refusals;
 mod stream;
 
-use super::dialects::{events, merged, rich_output, roomy};
+use super::dialects::{events, rich_output, roomy};
 use super::*;
 use crate::engine::request::GenerateRequest;
 use crate::testing::{Script, complete, ids};

@@ -3,7 +3,7 @@
 mod kept;
 mod refusals;
 
-use super::dialects::{self, merged, rich_output, roomy};
+use super::dialects::{self, rich_output, roomy};
 use super::*;
 use crate::engine::request::{FinishReason, GenerateError, GenerateRequest};
 use crate::testing::{Script, complete, ids};

@@ -7,9 +7,8 @@ use crate::engine::request::{GenerateError, SubmitError};
 async fn what_cannot_be_done_is_a_400() {
     let fixture = roomy().await;
     let tool = |fields: Value| {
-        let mut tool = json!({ "name": "add", "input_schema": { "type": "object" } });
-        tool.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        json!({ "tools": [tool] })
+        let tool = json!({ "name": "add", "input_schema": { "type": "object" } });
+        json!({ "tools": [merged(tool, &fields)] })
     };
     let user = |block: Value| json!({ "messages": [{ "role": "user", "content": [block] }] });
     let mut wrong = Vec::new();
