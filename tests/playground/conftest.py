@@ -10,7 +10,7 @@ import pathlib
 import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO = ROOT / "models/demo-flash"
@@ -19,6 +19,12 @@ DEMO = ROOT / "models/demo-flash"
 spec = importlib.util.spec_from_file_location("cluster", ROOT / "tests/clients/conftest.py")
 cluster = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cluster)
+
+# Conditions are waited for, not times; these only end a test that hangs. A debug build on a busy machine is slow.
+DEADLINE_MS = 120_000
+expect.set_options(timeout=DEADLINE_MS)
+# Tokens: long enough for each answer that is looked at, and an end for one that wanders.
+ANSWER_MAX = 200
 
 # Collects what the content security policy blocks, from the first script on.
 WATCH_POLICY = """
@@ -83,7 +89,7 @@ class Playground:
 
     def ask(self, prompt, **fields):
         """Sends a prompt and waits for the end of the answer."""
-        for name, value in fields.items():
+        for name, value in ({"max_tokens": str(ANSWER_MAX)} | fields).items():
             self.page.fill(f"#field-{name}", value)
         self.page.fill("#field-prompt", prompt)
         self.page.click("#send")
@@ -121,6 +127,7 @@ def new_page(browser, server):
 
     def make(**options):
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 860}} | options))
+        context.set_default_timeout(DEADLINE_MS)
         playground = Playground(context.new_page(), server)
         opened.append((context, playground))
         return playground

@@ -73,6 +73,7 @@ def test_everything_is_reached_by_keyboard(new_page, server):
 def test_a_request_by_keyboard_alone(new_page, server):
     playground = new_page().open()
     page = playground.page
+    page.fill("#field-max_tokens", "100")
     page.focus("#field-prompt")
     page.keyboard.press("Control+a")
     page.keyboard.type("Spell the word train.")

@@ -225,7 +225,7 @@ def run(program, code, server, tmp_path):
     environment = os.environ | {"SWITCHYARD_API_KEY": server.key, "NO_PROXY": "127.0.0.1"}
     file = tmp_path / "snippet"
     file.write_text(code)
-    done = subprocess.run([*program, file], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*program, file], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -236,6 +236,7 @@ def fill_for_code(playground):
     page.fill("#field-system_prompt", 'It\'s "quoted" \\ and\nbroken.')
     page.fill("#field-prompt", "What is the capital of France?")
     page.fill("#field-temperature", "0")
+    page.fill("#field-max_tokens", "200")
     page.select_option("#field-thinking", label="Enabled")
     playground.unfold()
     page.fill("#field-stop", "one\ntwo")
