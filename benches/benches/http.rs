@@ -14,6 +14,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use switchyard_coordinator::auth::{Accounts, KeyStore};
+use switchyard_coordinator::batches::Batches;
+use switchyard_coordinator::chat::compat::Compat;
 use switchyard_coordinator::chat::model::Model;
 use switchyard_coordinator::chat::{Chat, Generate, Served};
 use switchyard_coordinator::engine::request::{
@@ -23,7 +25,9 @@ use switchyard_coordinator::engine::status::{GroupStatus, Phase};
 use switchyard_coordinator::http::models::Catalog;
 use switchyard_coordinator::http::{Context, router};
 use switchyard_coordinator::metric_definitions;
-use switchyard_coordinator::options::{Limits, ModelOptions, default_database_url};
+use switchyard_coordinator::options::{
+    BatchLimits, FileLimits, Limits, ModelOptions, Options, default_database_url,
+};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -52,25 +56,46 @@ impl Generate for Instant {
     }
 }
 
-async fn service(data_dir: &std::path::Path) -> Router {
+fn options(data_dir: &std::path::Path) -> Options {
+    let any_port = ([127, 0, 0, 1], 0).into();
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo-flash");
-    let model = Model::load(&ModelOptions::new(MODEL, dir)).unwrap();
+    Options {
+        http: any_port,
+        grpc: any_port,
+        data_dir: data_dir.to_owned(),
+        database_url: None,
+        models: vec![ModelOptions::new(MODEL, dir)],
+        bootstrap_key: None,
+        admin: None,
+        compat: Compat::default(),
+        limits: Limits::default(),
+        file_store: None,
+        files: FileLimits::default(),
+        batches: BatchLimits::default(),
+        playground: false,
+        metrics: metric_definitions::install().unwrap(),
+    }
+}
+
+async fn service(options: Options) -> Router {
+    let model = Model::load(&options.models[0]).unwrap();
     let status = GroupStatus { phase: Phase::Ready, ..GroupStatus::new(4096) };
     let served = Served { model, engine: Arc::new(Instant(watch::Sender::new(status))) };
-    let keys = KeyStore::open(&default_database_url(data_dir)).await.unwrap();
+    let keys = KeyStore::open(&default_database_url(&options.data_dir)).await.unwrap();
     keys.insert_plaintext("bench", KEY).await.unwrap();
+    let batches = Batches::open(&options, &keys).unwrap();
     let (accounts, ledger) = Accounts::new(keys);
     tokio::spawn(ledger.run(CancellationToken::new()));
-    let limits = Limits::default();
     router(Context {
-        chat: Arc::new(Chat::new(vec![served], limits.in_flight_requests_max)),
+        chat: Arc::new(Chat::new(vec![served], options.limits.in_flight_requests_max)),
         accounts,
         admin: None,
         responses: Arc::default(),
-        limits: Arc::new(limits),
-        catalog: Arc::new(Catalog::new(&[])),
-        playground: false,
-        metrics: metric_definitions::install().unwrap(),
+        batches,
+        limits: Arc::new(options.limits),
+        catalog: Arc::new(Catalog::new(&options.models)),
+        playground: options.playground,
+        metrics: options.metrics,
         draining: CancellationToken::new(),
     })
 }
@@ -97,7 +122,7 @@ fn body(question: &str, max_tokens: u32, stream: bool) -> Value {
 fn http(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let data_dir = tempfile::tempdir().unwrap();
-    let service = &runtime.block_on(service(data_dir.path()));
+    let service = &runtime.block_on(service(options(data_dir.path())));
 
     // One token, so that hardly anything but the request itself is left: a short prompt, and one of 900 words.
     let long = "What is the capital of France? ".repeat(150);

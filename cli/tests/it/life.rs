@@ -42,7 +42,7 @@ async fn grpc_gives_the_same_answer() {
         request
     };
     let whole = client.complete(with_key()).await.unwrap().into_inner();
-    assert_eq!(whole.message.unwrap().content, expected);
+    assert_eq!(whole.choices[0].message.as_ref().unwrap().content, expected);
     let mut stream = client.chat(with_key()).await.unwrap().into_inner();
     let mut text = String::new();
     while let Some(chunk) = stream.message().await.unwrap() {

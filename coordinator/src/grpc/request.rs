@@ -1,6 +1,6 @@
 //! A message as the JSON form of the same request.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use switchyard_proto::inference::response_format::Kind;
@@ -71,7 +71,7 @@ fn response_format(format: ResponseFormat) -> Result<Value, Invalid> {
     }
 }
 
-fn logit_bias(bias: HashMap<u32, f32>) -> Result<Option<Value>, Invalid> {
+fn logit_bias(bias: BTreeMap<u32, f32>) -> Result<Option<Value>, Invalid> {
     let mut fields = Map::new();
     for (token, bias) in bias {
         fields.extend(number("logit_bias", Some(bias))?.map(|bias| (token.to_string(), bias)));

@@ -84,9 +84,9 @@ async fn streamed_and_whole_answers_are_the_same_as_over_http() {
     assert!(requests.iter().all(|request| format!("{request:?}") == format!("{:?}", requests[0])));
 }
 
-#[test]
-fn every_field_reaches_its_json_name() {
-    let request = ChatRequest {
+/// A request with something in every field.
+fn full_request() -> ChatRequest {
+    ChatRequest {
         messages: vec![
             message("system", "be brief"),
             message("user", "json"),
@@ -130,8 +130,12 @@ fn every_field_reaches_its_json_name() {
         user: "ann".into(),
         metadata: [("team".to_owned(), "red".to_owned())].into(),
         model: MODEL.into(),
-    };
-    let converted = request::convert(request, true).unwrap();
+    }
+}
+
+#[test]
+fn every_field_reaches_its_json_name() {
+    let converted = request::convert(full_request(), true).unwrap();
     let body = json!({
         "model": MODEL,
         "messages": [

@@ -35,8 +35,14 @@ impl Engine {
 
     /// What [`GenerateRequest`] promises.
     fn check(&self, request: &GenerateRequest) {
-        let GenerateRequest { prompt, sampling, max_tokens, stop_token_ids, constraint: _ } =
-            request;
+        let GenerateRequest {
+            prompt,
+            sampling,
+            max_tokens,
+            stop_token_ids,
+            constraint: _,
+            priority: _,
+        } = request;
         let has = |id: &u32| (*id as usize) < self.vocab_size;
         assert!(!prompt.is_empty() && prompt.iter().all(has), "{prompt:?}");
         assert!(stop_token_ids.iter().all(has), "{stop_token_ids:?}");
