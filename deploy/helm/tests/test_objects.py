@@ -75,7 +75,7 @@ def test_network_policies_name_ports_that_exist(objects):
         for rule in policy["spec"]["ingress"]:
             assert rule.get("from"), "a rule without peers lets everybody in"
             for port in rule.get("ports", []):
-                assert port["port"] in ports(chosen[0])
+                assert port["port"] in ports(chosen[0]).values()
         for rule in policy["spec"]["egress"]:
             assert rule.get("to"), "a rule without peers lets everything out"
             for peer in rule["to"]:
@@ -84,7 +84,7 @@ def test_network_policies_name_ports_that_exist(objects):
                 targets = [w for w in workloads(objects) if is_chosen(peer["podSelector"]["matchLabels"], w)]
                 assert targets
                 for port in rule.get("ports", []):
-                    assert all(port["port"] in ports(target) for target in targets)
+                    assert all(port["port"] in ports(target).values() for target in targets)
 
 
 def test_pods_have_no_rights(objects):

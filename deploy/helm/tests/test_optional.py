@@ -99,7 +99,8 @@ def test_the_admin_api_is_apart(everything):
     assert [port["targetPort"] for port in client["spec"]["ports"]] == ["http", "grpc"]
     without = render(merge(EVERYTHING, {"adminKey": {"existingSecret": ""}}))
     assert "Service/rel-sy-admin" not in names(without)
-    assert "admin" not in json.dumps(one(without, "NetworkPolicy", "rel-sy-coordinator"))
+    assert "8081" in json.dumps(one(everything, "NetworkPolicy", "rel-sy-coordinator"))
+    assert "8081" not in json.dumps(one(without, "NetworkPolicy", "rel-sy-coordinator"))
 
 
 def test_only_nccl_may_take_any_port(everything):
@@ -109,8 +110,8 @@ def test_only_nccl_may_take_any_port(everything):
         return rule.get("ports")
 
     assert peers("rel-sy-worker-flash") is None
-    assert peers("rel-sy-worker-pro") == [{"port": "data"}]
-    assert peers("rel-sy-worker-small") == [{"port": "data"}]
+    assert peers("rel-sy-worker-pro") == [{"port": 9092}]
+    assert peers("rel-sy-worker-small") == [{"port": 9092}]
 
 
 def test_groups_do_not_talk_to_each_other(everything):
