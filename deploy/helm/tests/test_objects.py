@@ -35,6 +35,14 @@ def test_names_are_unique_and_short(objects):
         assert len(obj["metadata"]["name"]) <= 63 - 11, obj["metadata"]["name"]
 
 
+def test_the_longest_names_fit():
+    model = {"worldSize": 1, "device": "cpu", "source": {"builtin": "demo-flash"}}
+    objects = render({"fullnameOverride": "n" * 60, "models": {"m" * 16: model}, "adminKey": {"existingSecret": "x"}})
+    assert max(len(obj["metadata"]["name"]) for obj in objects) <= 63 - 11
+    for obj in objects:
+        assert all(len(value) <= 63 for value in obj["metadata"]["labels"].values())
+
+
 def test_selectors_choose_their_own_pods_only(objects):
     for workload in workloads(objects):
         if workload["kind"] == "LeaderWorkerSet":

@@ -17,16 +17,16 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Beginning of all names. Short enough that `-worker-NAME-0` and the hash of a revision fit into 63 characters. */}}
+{{/* Beginning of all names. With `-worker-`, a model's name (16) and the hash of a revision (11) it fits into 63 characters. */}}
 {{- define "switchyard.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 30 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 28 | trimSuffix "-" }}
 {{- else }}
 {{- $name := include "switchyard.name" . }}
 {{- if contains $name .Release.Name }}
-{{- .Release.Name | trunc 30 | trimSuffix "-" }}
+{{- .Release.Name | trunc 28 | trimSuffix "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 30 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name $name | trunc 28 | trimSuffix "-" }}
 {{- end }}
 {{- end }}
 {{- end }}
