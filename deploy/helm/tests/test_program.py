@@ -112,6 +112,10 @@ def cluster(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         wait_for("the coordinator is ready", lambda: cluster.probe("readinessProbe") == 200)
+        # The group does not wait for its spare.
+        for chosen in cluster.worker_ports:
+            metrics = f"http://127.0.0.1:{chosen['metrics']}/metrics"
+            wait_for(f"{metrics}: registered", lambda: "switchyard_worker_registered 1" in get(metrics)[1])
         yield cluster
     finally:
         cluster.stop()
