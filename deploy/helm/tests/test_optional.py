@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import schemas
-from chart import (CHART, FEATURES, PRESETS, container, load, merge, names, of_kind, one, pod_template, render)
+from chart import (CHART, FEATURES, PRESETS, container, load, merge, names, of_kind, one, pod_template, render,
+                   workloads)
 
 DEMO = load(next(path for path in PRESETS if path.stem == "cpu-demo"))
 EVERYTHING = load(next(path for path in FEATURES if path.stem == "everything"))
@@ -169,6 +170,16 @@ def test_prometheus_reads_each_pod_once(everything):
     assert chosen == ["rel-sy"]
     workers = one(everything, "PodMonitor", "rel-sy-workers")["spec"]
     assert workers["podMetricsEndpoints"][0]["port"] == "metrics"
+
+
+def test_another_version_of_the_chart_restarts_nothing(tmp_path):
+    chart = tmp_path / "switchyard"
+    shutil.copytree(CHART, chart)
+    text = (chart / "Chart.yaml").read_text()
+    (chart / "Chart.yaml").write_text(text.replace("\nversion: ", "\nversion: 9"))
+    before, after = render(DEMO), render(DEMO, chart)
+    assert before != after
+    assert [pod_template(w) for w in workloads(before)] == [pod_template(w) for w in workloads(after)]
 
 
 def test_alerts_and_dashboards_are_embedded_as_they_are(tmp_path):

@@ -42,6 +42,14 @@ app.kubernetes.io/part-of: switchyard
 {{- end }}
 {{- end }}
 
+{{/* Labels of pods beside those that choose them. Not the chart's version: another chart must not restart workers for a label. */}}
+{{- define "switchyard.podLabels" -}}
+app.kubernetes.io/part-of: switchyard
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{/* Labels that choose a component's pods: `dict "root" $ "component" "worker" "model" NAME`, the model for workers only. */}}
 {{- define "switchyard.selector" -}}
 app.kubernetes.io/name: {{ include "switchyard.name" .root }}

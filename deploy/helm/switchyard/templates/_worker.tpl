@@ -9,7 +9,7 @@ Pod template of a worker: `dict "root" $ "name" NAME "model" MODEL`. The same fo
 {{- $listen := .root.Values.listen }}
 metadata:
   labels:
-    {{- include "switchyard.labels" .root | nindent 4 }}
+    {{- include "switchyard.podLabels" .root | nindent 4 }}
     {{- $selector | nindent 4 }}
     {{- with $settings.podLabels }}
     {{- toYaml . | nindent 4 }}
@@ -27,7 +27,7 @@ spec:
   {{- $init := include "switchyard.modelDownload" (dict "root" .root "name" .name "source" $source) }}
   {{- if or $init $settings.extraInitContainers }}
   initContainers:
-    {{- $init | nindent 4 }}
+    {{- trim $init | nindent 4 }}
     {{- with $settings.extraInitContainers }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
