@@ -66,6 +66,7 @@ impl Database {
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(move |connection, _| Box::pin(prepare(connection, dialect, pragmas)))
+            .after_release(move |connection, _| Box::pin(tidy(connection, dialect)))
             .connect_with(options)
             .await
             .map_err(failed)?;
@@ -99,8 +100,24 @@ async fn prepare(
 ) -> Result<(), sqlx::Error> {
     match dialect {
         Dialect::Sqlite => connection.execute(pragmas).await.map(|_| ()),
-        Dialect::Postgres => Ok(()),
+        // `tidy` would make PostgreSQL warn each time that there was nothing to do.
+        Dialect::Postgres => {
+            connection.execute("SET client_min_messages = error").await.map(|_| ())
+        }
     }
+}
+
+/// Leaves a connection without a transaction before others get it. When the future that begins one is dropped at the
+/// wrong moment, PostgreSQL has begun it and sqlx does not know: what came next would be in it, and never be committed.
+async fn tidy(connection: &mut AnyConnection, dialect: Dialect) -> Result<bool, sqlx::Error> {
+    match dialect {
+        // Its driver begins and notes it at once.
+        Dialect::Sqlite => {}
+        Dialect::Postgres => {
+            connection.execute("ROLLBACK").await?;
+        }
+    }
+    Ok(true)
 }
 
 fn options(url: &str) -> Result<(Dialect, AnyConnectOptions), sqlx::Error> {
