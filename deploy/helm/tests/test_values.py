@@ -183,8 +183,8 @@ REFUSED = [
     ({"models": {"Demo": {"worldSize": 1, "device": "cpu", "source": {"builtin": "demo-flash"}}}}, "Demo"),
     ({"models": {"demo-flash": {"worker": {"thread": 1}}}}, "thread"),
     ({"numerics": "fp8"}, "numerics"),
-    ({"adminKey": {"value": "short"}}, "adminKey"),
-    ({"database": {"value": "mysql://x"}}, "database"),
+    ({"adminKey": {"value": "hunter2"}}, "adminKey.value"),
+    ({"database": {"value": "mysql://u:hunter2@h/d"}}, "database.value"),
     ({"worker": {"shmSize": "many"}}, "shmSize"),
     ({"models": None}, "models is empty"),
     ({"models": {"b": {"id": "demo-flash", "worldSize": 1, "device": "cpu", "source": {"builtin": "demo-flash"}}}}, "the id demo-flash"),
@@ -202,6 +202,7 @@ def test_what_cannot_be_is_refused_by_name(wrong, named):
     with pytest.raises(Refused) as refused:
         render({**DEMO, **wrong} if wrong.get("models", 1) is None else merge(DEMO, wrong))
     assert named in str(refused.value)
+    assert "hunter2" not in str(refused.value), "a message shows a secret"
 
 
 def test_the_readme_lists_every_value():

@@ -127,6 +127,13 @@ resources:
 {{- end }}
 {{- $_ := set $ids $id $name }}
 {{- end }}
+{{- /* Not in the schema, whose messages show what they refuse. */}}
+{{- if and .Values.adminKey.value (not (regexMatch "^[!-~]{16,}$" .Values.adminKey.value)) }}
+{{- fail "adminKey.value must have at least 16 visible ASCII characters" }}
+{{- end }}
+{{- if and .Values.database.value (not (regexMatch "^postgres(ql)?://." .Values.database.value)) }}
+{{- fail "database.value must be a URL, postgres://USER:PASSWORD@HOST/NAME" }}
+{{- end }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.enabled needs httpRoute.parentRefs: name the gateway" }}
 {{- end }}
