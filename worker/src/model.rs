@@ -381,7 +381,7 @@ impl<B: Backend> RankModel<B> {
                 self.sequences.commit(id, num_tokens, sample.map(|sample| sample.token_id));
             }
         }
-        self.samplers.commit(batch, &result.samples);
+        self.samplers.commit(&result.samples);
     }
 }
 

@@ -80,7 +80,8 @@ impl Samplers {
         self
     }
 
-    /// Takes in what begins and what ends with a batch that was admitted.
+    /// Takes in what begins and what ends with a batch that was admitted, and the tokens that it brings: those of an answer
+    /// that is replayed count for the sample at the end of their own chunk.
     pub(crate) fn admit(&mut self, batch: &StepBatch) {
         for id in &batch.released {
             self.samplers.remove(id);
@@ -88,6 +89,11 @@ impl Samplers {
         for chunk in &batch.chunks {
             if let Some(start) = &chunk.start {
                 self.begin(chunk.sequence, start);
+            }
+            let ChunkTokens::Ids(ids) = &chunk.tokens else { continue };
+            let Some(sampler) = self.samplers.get_mut(&chunk.sequence) else { continue };
+            for (position, &token) in (chunk.first_position as usize..).zip(ids) {
+                sampler.accept(position, token, &self.followers);
             }
         }
     }
@@ -123,15 +129,8 @@ impl Samplers {
         Some(SampleRequest { params: &sampler.params, position, adjustment })
     }
 
-    /// Takes in the tokens of a step that is done: those of the answers that were replayed, and what was sampled.
-    pub(crate) fn commit(&mut self, batch: &StepBatch, samples: &[SampledToken]) {
-        for chunk in &batch.chunks {
-            let ChunkTokens::Ids(ids) = &chunk.tokens else { continue };
-            let Some(sampler) = self.samplers.get_mut(&chunk.sequence) else { continue };
-            for (position, &token) in (chunk.first_position as usize..).zip(ids) {
-                sampler.accept(position, token, &self.followers);
-            }
-        }
+    /// Takes in what was sampled in a step that is done.
+    pub(crate) fn commit(&mut self, samples: &[SampledToken]) {
         for sample in samples {
             if let Some(sampler) = self.samplers.get_mut(&sample.sequence) {
                 sampler.accept(sample.position as usize, sample.token_id, &self.followers);

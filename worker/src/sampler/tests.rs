@@ -63,7 +63,7 @@ fn chunk(first_position: u32, ids: &[u32]) -> StepBatch {
 fn sampled(samplers: &mut Samplers, position: u32, token_id: u32) {
     let sample =
         SampledToken { sequence: ID, position, token_id, logprob: 0.0, top_logprobs: vec![] };
-    samplers.commit(&StepBatch::default(), &[sample]);
+    samplers.commit(&[sample]);
 }
 
 fn turn(samplers: &mut Samplers) -> Turn {
@@ -84,7 +84,7 @@ fn a_grammar_is_followed_token_by_token() {
     let mut samplers = samplers(&dir);
     samplers.begin(ID, &start(Some(regex("ab?c"))));
     assert_eq!(allowed(&mut samplers), b"a");
-    samplers.commit(&chunk(0, &[7, 8, 9]), &[]);
+    samplers.admit(&chunk(0, &[7, 8, 9]));
     assert_eq!(allowed(&mut samplers), b"a", "the prompt is not part of it");
     sampled(&mut samplers, 3, b'a'.into());
     assert_eq!(allowed(&mut samplers), b"bc");
@@ -165,9 +165,9 @@ proptest! {
         };
         samplers.begin(ID, &SequenceStart { sampling, ..start(None) });
         let cut = cut.min(answer.len());
-        samplers.commit(&chunk(0, &[[3, 3, 3].as_slice(), &answer[..cut]].concat()), &[]);
+        samplers.admit(&chunk(0, &[[3, 3, 3].as_slice(), &answer[..cut]].concat()));
         if let Some(last) = answer[..cut].last() {
-            samplers.commit(&chunk(3 + cut as u32 - 1, &[*last]), &[]);
+            samplers.admit(&chunk(3 + cut as u32 - 1, &[*last]));
         }
         for (position, &token) in (3 + cut as u32..).zip(&answer[cut..]) {
             sampled(&mut samplers, position, token);

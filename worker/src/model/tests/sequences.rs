@@ -168,12 +168,15 @@ fn samples_report_positions_and_probabilities() {
 
 #[test]
 fn a_replayed_sequence_goes_on_as_if_nothing_had_happened() {
-    for mut request in requests().split_off(2) {
+    for request in requests().split_off(2) {
         let undisturbed = generate(std::slice::from_ref(&request), 1, 0).remove(0);
-        // Preempted after five tokens: prompt and tokens are prefilled again, elsewhere in the pool.
-        request.tokens.extend(undisturbed[..5].iter().map(|sample| sample.token_id));
-        let rest = generate(&[request], 2, 0).remove(0);
-        assert_eq!(rest[..NUM_NEW - 5], undisturbed[5..]);
+        for cut in [1, 2, 5, 6, 11] {
+            // Preempted after some tokens: prompt and tokens are prefilled again, elsewhere in the pool.
+            let mut replayed = request.clone();
+            replayed.tokens.extend(undisturbed[..cut].iter().map(|sample| sample.token_id));
+            let rest = generate(&[replayed], 2, 0).remove(0);
+            assert_eq!(rest[..NUM_NEW - cut], undisturbed[cut..], "after {cut} tokens");
+        }
     }
 }
 
