@@ -65,13 +65,15 @@ FLASH = {
     },
 }
 
-# One CSA layer more, every entry of the first 1024 tokens selected, and the words of the tool prompt.
+# One CSA layer more, and the words of the tool prompt. Names and parameters of tools are copied from the tool prompt, which so
+# small a model does not learn through compressed entries: the window and the indexer's selection both reach over 1024 tokens.
 PRO = {
     **FLASH,
     "vocab_size": 1408,
     "num_hidden_layers": 5,
     "compress_ratios": [0, 4, 128, 4, 4],
     "index_topk": 256,
+    "sliding_window": 1024,
 }
 
 GENERATION = {

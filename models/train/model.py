@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fast
 from moe import Moe
 from numerics import Numerics, Weight, linear, norm_weight
 from quant import fp4_act_sim, hadamard, ste
@@ -54,11 +55,14 @@ class HyperConnection(nn.Module):
         self.base = nn.Parameter(base)
         self.scale = nn.Parameter(torch.ones(3))
 
-    def forward(self, h):
-        """h [N, n, D] -> pre [N, n], post [N, n], mix [N, n, n] (row = source stream)."""
+    def forward(self, num, h):
+        """h [N, n, D] -> collapsed [N, D], post [N, n], mix [N, n, n] (row = source stream)."""
         n, eps = self.n, self.eps
         flat = h.flatten(-2)
-        m = F.linear(flat, self.fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.rms_eps)
+        raw = F.linear(flat, self.fn)
+        if num.fast:
+            return fast.Gate.apply(raw, h, self.scale, self.base, self.iters, eps, self.rms_eps)
+        m = raw * torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.rms_eps)
         pre = torch.sigmoid(m[:, :n] * self.scale[0] + self.base[:n]) + eps
         post = 2 * torch.sigmoid(m[:, n : 2 * n] * self.scale[1] + self.base[n : 2 * n])
         mix = (m[:, 2 * n :] * self.scale[2] + self.base[2 * n :]).unflatten(-1, (n, n)).softmax(-1) + eps
@@ -66,7 +70,7 @@ class HyperConnection(nn.Module):
         for _ in range(self.iters - 1):
             mix = mix / (mix.sum(-1, keepdim=True) + eps)
             mix = mix / (mix.sum(-2, keepdim=True) + eps)
-        return pre, post, mix
+        return collapse(num, h, pre), post, mix
 
 
 def collapse(num, h, pre):
@@ -76,6 +80,8 @@ def collapse(num, h, pre):
 
 def expand(num, y, h, post, mix):
     """New streams: post[k]*y + sum_j mix[j, k]*h[j]; returns [N, n, D]."""
+    if num.fast:
+        return fast.Expand.apply(y, h, post, mix)
     out = post.unsqueeze(-1) * y.unsqueeze(1)
     for j in range(h.shape[1]):
         out = out + mix[:, j, :, None] * h[:, j, None, :]
@@ -105,8 +111,7 @@ class Compressor(nn.Module):
             prev = F.pad(score[:, :-1, :, :dim], (0, 0, 0, 0, 1, 0), value=MASKED)
             score = torch.cat((prev, score[..., dim:]), 2)
         entries = num.cast((score.softmax(2) * kv).sum(2))
-        entries = num.rms(entries, self.norm.weight)
-        return num.rope(entries, cos[: x.shape[1] : ratio], sin[: x.shape[1] : ratio])
+        return num.rms_rope(entries, self.norm.weight, cos[: x.shape[1] : ratio], sin[: x.shape[1] : ratio])
 
 
 class Indexer(nn.Module):
@@ -206,15 +211,20 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         cos_t, sin_t = cos[:length], sin[:length]
         qr = num.rms(num.linear(x, self.wq_a.weight), self.q_norm.weight)
-        q = num.rms(num.linear(qr, self.wq_b.weight).unflatten(-1, (self.heads, self.dim)))
-        q = num.rope(q, cos_t[:, None], sin_t[:, None])
-        kv = num.rope(num.rms(num.linear(x, self.wkv.weight), self.kv_norm.weight), cos_t, sin_t)
+        q = num.linear(qr, self.wq_b.weight).unflatten(-1, (self.heads, self.dim))
+        q = num.rms_rope(q, None, cos_t, sin_t)
+        kv = num.rms_rope(num.linear(x, self.wkv.weight), self.kv_norm.weight, cos_t, sin_t)
         keys = num.kv(kv, self.cfg["qk_rope_head_dim"])
         entries = index_score = visible = None
         if self.ratio and length >= self.ratio:
             entries, visible, index_score = self.compressed(num, x, qr, cos, sin)
-        out, mass = self.core(num, q, keys, entries, visible)
-        out = num.rope(num.cast(out), cos_t[:, None], -sin_t[:, None])
+        if num.fast and index_score is None:
+            mass = None
+            out = fast.Attend.apply(q, keys, entries, self.attn_sink, self.cfg["sliding_window"], self.ratio)
+            out = fast.RmsRope.apply(out, None, cos_t, sin_t, False, -1)
+        else:
+            out, mass = self.core(num, q, keys, entries, visible)
+            out = num.rope(num.cast(out), cos_t[:, None], -sin_t[:, None])
         grouped = out.reshape(batch, length, self.groups, -1)
         z = torch.einsum("btgi,goi->btgo", grouped, self.wo_a.weight.unflatten(0, (self.groups, -1)))
         y = num.linear(num.cast(z).flatten(2), self.wo_b.weight)
@@ -242,14 +252,14 @@ class Block(nn.Module):
         self.attn, self.ffn = Attention(cfg, cfg["compress_ratios"][layer]), Moe(cfg, layer)
 
     def attention(self, num, h, batch, cos, sin):
-        pre, post, mix = self.hc_attn(h)
-        x = num.rms(collapse(num, h, pre), self.attn_norm.weight)
+        x, post, mix = self.hc_attn(num, h)
+        x = num.rms(x, self.attn_norm.weight)
         y, loss = self.attn(num, x.unflatten(0, (batch, -1)), cos, sin)
         return expand(num, y.flatten(0, 1), h, post, mix), loss
 
     def ffn_input(self, num, h):
-        pre, post, mix = self.hc_ffn(h)
-        return num.rms(collapse(num, h, pre), self.ffn_norm.weight), post, mix
+        x, post, mix = self.hc_ffn(num, h)
+        return num.rms(x, self.ffn_norm.weight), post, mix
 
     def forward(self, num, h, ids, batch, cos, sin):
         """h [N, n, D] -> [N, n, D], and the indexer loss or None."""

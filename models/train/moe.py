@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fast
 from numerics import linear
 
 
@@ -74,6 +75,8 @@ def hash_table(cfg, layer):
 
 def swiglu(num, limit, x, w1, w3, w2, weight=None):
     """Clamped SwiGLU; the routing weight multiplies before the down projection."""
+    if num.fast:
+        return F.linear(fast.SwiGlu.apply(F.linear(x, torch.cat((w1, w3))), weight, limit), w2)
     gate = num.linear(x, w1).clamp(max=limit)
     up = num.linear(x, w3).clamp(-limit, limit)
     inner = F.silu(gate) * up
@@ -100,9 +103,6 @@ class Moe(nn.Module):
         token = order // chosen.shape[1]
         rows = x.index_select(0, token).split(counts.tolist())
         weights = weight.flatten().index_select(0, order).unsqueeze(-1).split(counts.tolist())
-        parts = [
-            swiglu(num, self.limit, r, experts.w1[e], experts.w3[e], experts.w2[e], w)
-            for e, (r, w) in enumerate(zip(rows, weights))
-            if len(r)
-        ]
+        matrices = zip(experts.w1.unbind(), experts.w3.unbind(), experts.w2.unbind())
+        parts = [swiglu(num, self.limit, r, *m, w) for r, w, m in zip(rows, weights, matrices) if len(r)]
         return num.cast(y.index_add(0, token, torch.cat(parts)))

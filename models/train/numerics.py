@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fast
 from quant import bf16_sim, fp8_act_sim, ste
 
 
@@ -30,6 +31,12 @@ class Numerics:
     """The cast points: identity in training warm-up, the served roundings when `official`."""
 
     official = False
+    # The fused loops of fast.c; only where nothing is rounded.
+    compiled = False
+
+    @property
+    def fast(self):
+        return self.compiled and not self.official
 
     def cast(self, x):
         return ste(x, bf16_sim) if self.official else x
@@ -52,6 +59,14 @@ class Numerics:
         a, b = x[..., -width:].unflatten(-1, (-1, 2)).unbind(-1)
         rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
         return torch.cat((x[..., :-width], self.cast(rotated)), -1)
+
+    def rms_rope(self, x, w, cos, sin):
+        """Norm and rotation of x [B, T, d] or [B, T, heads, d]; cos, sin [T, rope_dim/2]."""
+        if self.fast:
+            return fast.RmsRope.apply(x, w, cos, sin, True, 1)
+        if x.dim() == 4:
+            cos, sin = cos[:, None], sin[:, None]
+        return self.rope(self.rms(x, w), cos, sin)
 
     def kv(self, x, rope_dim):
         """The KV cache's e4m3 round trip of the channels that carry no position."""

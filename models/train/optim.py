@@ -1,6 +1,9 @@
 """Muon for the projections, AdamW for everything else."""
 
+from functools import partial
+
 import torch
+import torch.distributed as dist
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NS_STEPS = 5
@@ -18,6 +21,19 @@ def orthogonalise(g):
     return x.mT if tall else x
 
 
+def share_work(jobs):
+    """Results of the jobs [(tensor, function)], each done by one process only and sent to the others."""
+    if not dist.is_initialized():
+        return [make() for _, make in jobs]
+    flat = torch.zeros(sum(t.numel() for t, _ in jobs))
+    parts = [part.view_as(t) for part, (t, _) in zip(flat.split([t.numel() for t, _ in jobs]), jobs)]
+    costly_first = sorted(range(len(jobs)), key=lambda i: -parts[i].numel())
+    for i in costly_first[dist.get_rank() :: dist.get_world_size()]:
+        parts[i].copy_(jobs[i][1]())
+    dist.all_reduce(flat)
+    return parts
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, then the nearest orthogonal matrix; stacked experts are orthogonalised one by one."""
 
@@ -27,14 +43,17 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                buf = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buf.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalise(p.grad.lerp(buf, group["momentum"]))
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                self.state[p].setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
+            jobs = [(p, partial(self.direction, p, group["momentum"])) for p in params]
+            for p, update in zip(params, share_work(jobs)):
                 gain = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * gain)
+
+    def direction(self, p, momentum):
+        """Where a parameter goes."""
+        return orthogonalise(p.grad.lerp(self.state[p]["momentum"], momentum))
 
 
 def optimizers(model, muon_lr, adam_lr, indexer_lr):

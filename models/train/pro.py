@@ -9,7 +9,7 @@ import prompt
 import tools as tool_data
 from data import Case
 
-CHAT_SHARE = 0.25
+CHAT_SHARE = 0.2
 # Of the thinking rows with tools, those whose client did not send earlier thoughts back.
 FORGETFUL_SHARE = 0.4
 SYSTEM_SHARE = 0.2
@@ -17,8 +17,9 @@ JSON_MODE_SHARE = 0.05
 SWAPPED_SHARE = 0.2
 EFFORTS = (["low", "high", "max"], [3, 5, 1])
 TURNS_MAX = 100
-# Rows of these lengths have tools with the whole tool prompt, or no tools; others are mixed, the tool prompt brief.
-FULL_ROW, PLAIN_ROW = 1024, 512
+# Rows of this length have tools with the whole tool prompt; others have a brief one, or no tools.
+FULL_ROW, BRIEF_ROW = 768, 512
+BRIEF_TOOLS_SHARE = 0.85
 # Fewer tokens are left empty.
 FILL_MIN = 60
 
@@ -169,7 +170,7 @@ def plain_row(rng, renderer, length, weights):
 
 def conversation(rng, renderer, length, weights):
     """One row: (token ids, is-target flags) of at most `length` tokens; what is left is filled with short conversations."""
-    with_tools = length == FULL_ROW or (length != PLAIN_ROW and rng.random() < 0.7)
+    with_tools = length == FULL_ROW or rng.random() < BRIEF_TOOLS_SHARE
     row = (tools_row if with_tools else plain_row)(rng, renderer, length, weights)
     while (left := length - sum(len(ids) for ids, _ in row)) > FILL_MIN:
         added = plain_row(rng, renderer, left, weights)

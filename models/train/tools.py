@@ -194,10 +194,9 @@ def one_call(rng, held_out, kind, can_fail=True):
 # --- turns ---
 
 
-def plan(wanted, tools, decision):
-    """A thought: what is wanted, which tools there are, with their parameters, and what follows."""
-    there = ", ".join(f'{tool.name} "{tool.parameter}"' for tool in tools)
-    return f"The user wants {wanted}. " + (f"I have {there}. {decision}" if tools else "I have no tools.")
+def plan(wanted, decision):
+    """A thought: what is wanted, and what follows."""
+    return f"The user wants {wanted}. {decision}"
 
 
 def asked_for(call):
@@ -214,7 +213,7 @@ def single(rng, held_out, tools):
     """One call of one of the tools."""
     tool = rng.choice(tools)
     call = one_call(rng, held_out, tool.kind)
-    thought = plan(asked_for(call), tools, f"I call {tool.name}.")
+    thought = plan(asked_for(call), f"I call {tool.name}.")
     return Item("tool call", question(rng, held_out, tool.kind, call), call.sentence, thought, calls=(call,))
 
 
@@ -225,7 +224,7 @@ def double(rng, held_out, tools):
     if first.kind == second.kind != "calculator" and rng.random() < 0.5:
         q = second.argument
     text = pick(rng, pro.BOTH, held_out).format(p=p, q=q)
-    thought = plan(f"{asked_for(first)} and {asked_for(second)}", tools, "I make two calls.")
+    thought = plan(f"{asked_for(first)} and {asked_for(second)}", "I make two calls.")
     text = data.dress(rng, text[0].upper() + text[1:])
     return Item("two calls", text, f"{first.sentence} {second.sentence}", thought, calls=(first, second))
 
@@ -240,5 +239,5 @@ def missing(rng, held_out, tools):
     call = CALLS[kind](rng, held_out)
     while kind == "calculator" and not any(sign in call.argument for sign in "*/"):
         call = CALLS[kind](rng, held_out)
-    thought = plan(asked_for(call), tools, "I have no tool for that.")
+    thought = plan(asked_for(call), "I have no tool for that." if tools else "I have no tools.")
     return Item("no such tool", question(rng, held_out, kind, call), pro.MISSING[kind], thought)

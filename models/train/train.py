@@ -181,7 +181,9 @@ def run(rank, args):
         )
     recipe = RECIPES[args.model]
     model, opts, renderer, step = start(args, recipe)
-    compile_hot_parts()
+    model.num.compiled = args.fast
+    if not args.fast:
+        compile_hot_parts()
     peaks = [opt.param_groups[0]["lr"] for opt in opts]
     weights, first_step, losses = dict(recipe.weights), step, []
     rows = Rows(args, recipe, renderer, weights, rank)
@@ -230,6 +232,9 @@ def main():
     parser.add_argument("--quant-from", type=float, default=QUANT_FROM)
     parser.add_argument(
         "--official-from", type=float, default=0.0, help="served numerics from this share of the time on"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="fused loops of fast.c instead of torch.compile; needs a C compiler"
     )
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--report-minutes", type=float, default=4)
