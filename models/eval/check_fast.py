@@ -23,11 +23,11 @@ WINDOWS = (50, 1024)
 TOLERANCE = 2e-3
 
 
-def gradients(config, compiled):
+def gradients(config, fast):
     """(loss, gradients by name) of one step, with or without the fused loops."""
     torch.manual_seed(0)
     model = Model(config)
-    model.num.compiled = compiled
+    model.num.fast = fast
     with torch.no_grad():
         for name, param in model.named_parameters():
             if name.endswith(("attn_sink", "base", "ape")):

@@ -61,7 +61,8 @@ class HyperConnection(nn.Module):
         flat = h.flatten(-2)
         raw = F.linear(flat, self.fn)
         if num.fast:
-            return fast.Gate.apply(raw, h, self.scale, self.base, self.iters, eps, self.rms_eps)
+            x, post, mix = fast.Gate.apply(raw, h, self.scale, self.base, self.iters, eps, self.rms_eps)
+            return num.cast(x), post, mix
         m = raw * torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.rms_eps)
         pre = torch.sigmoid(m[:, :n] * self.scale[0] + self.base[:n]) + eps
         post = 2 * torch.sigmoid(m[:, n : 2 * n] * self.scale[1] + self.base[n : 2 * n])
@@ -81,7 +82,7 @@ def collapse(num, h, pre):
 def expand(num, y, h, post, mix):
     """New streams: post[k]*y + sum_j mix[j, k]*h[j]; returns [N, n, D]."""
     if num.fast:
-        return fast.Expand.apply(y, h, post, mix)
+        return num.cast(fast.Expand.apply(y, h, post, mix))
     out = post.unsqueeze(-1) * y.unsqueeze(1)
     for j in range(h.shape[1]):
         out = out + mix[:, j, :, None] * h[:, j, None, :]
@@ -221,7 +222,7 @@ class Attention(nn.Module):
         if num.fast and index_score is None:
             mass = None
             out = fast.Attend.apply(q, keys, entries, self.attn_sink, self.cfg["sliding_window"], self.ratio)
-            out = fast.RmsRope.apply(out, None, cos_t, sin_t, False, -1)
+            out = num.cast(fast.RmsRope.apply(num.cast(out), None, cos_t, sin_t, False, -1))
         else:
             out, mass = self.core(num, q, keys, entries, visible)
             out = num.rope(num.cast(out), cos_t[:, None], -sin_t[:, None])

@@ -76,7 +76,7 @@ def hash_table(cfg, layer):
 def swiglu(num, limit, x, w1, w3, w2, weight=None):
     """Clamped SwiGLU; the routing weight multiplies before the down projection."""
     if num.fast:
-        return F.linear(fast.SwiGlu.apply(F.linear(x, torch.cat((w1, w3))), weight, limit), w2)
+        return num.linear(num.cast(fast.SwiGlu.apply(num.linear(x, torch.cat((w1, w3))), weight, limit)), w2)
     gate = num.linear(x, w1).clamp(max=limit)
     up = num.linear(x, w3).clamp(-limit, limit)
     inner = F.silu(gate) * up

@@ -31,12 +31,8 @@ class Numerics:
     """The cast points: identity in training warm-up, the served roundings when `official`."""
 
     official = False
-    # The fused loops of fast.c; only where nothing is rounded.
-    compiled = False
-
-    @property
-    def fast(self):
-        return self.compiled and not self.official
+    # The fused loops of fast.c. They round less often than the served model does: for training only.
+    fast = False
 
     def cast(self, x):
         return ste(x, bf16_sim) if self.official else x
@@ -63,7 +59,7 @@ class Numerics:
     def rms_rope(self, x, w, cos, sin):
         """Norm and rotation of x [B, T, d] or [B, T, heads, d]; cos, sin [T, rope_dim/2]."""
         if self.fast:
-            return fast.RmsRope.apply(x, w, cos, sin, True, 1)
+            return self.cast(fast.RmsRope.apply(x, w, cos, sin, True, 1))
         if x.dim() == 4:
             cos, sin = cos[:, None], sin[:, None]
         return self.rope(self.rms(x, w), cos, sin)

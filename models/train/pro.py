@@ -75,9 +75,9 @@ WEIGHTS = {
     "capitals and colours": 1.3,
     "json": 1.5,
     "out of scope": 0.8,
-    "no such tool": 0.8,
+    "no such tool": 3.0,
     "tool call": 6.0,
-    "two calls": 1.5,
+    "two calls": 2.0,
 }
 # Share of the turns of rows with tools that need none.
 NO_TOOL_SHARE = 0.25

@@ -224,7 +224,9 @@ def double(rng, held_out, tools):
     if first.kind == second.kind != "calculator" and rng.random() < 0.5:
         q = second.argument
     text = pick(rng, pro.BOTH, held_out).format(p=p, q=q)
-    thought = plan(f"{asked_for(first)} and {asked_for(second)}", "I make two calls.")
+    name, other = (next(t.name for t in tools if t.kind == call.kind) for call in (first, second))
+    decision = f"I call {name} two times." if name == other else f"I call {name} and {other}."
+    thought = plan(f"{asked_for(first)} and {asked_for(second)}", decision)
     text = data.dress(rng, text[0].upper() + text[1:])
     return Item("two calls", text, f"{first.sentence} {second.sentence}", thought, calls=(first, second))
 

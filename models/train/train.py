@@ -123,9 +123,10 @@ def save(model, opts, step, args):
 def report(model, renderer, recipe, args, weights):
     """Validate as stored and export; shift the mixture towards the weak families."""
     torch.compiler.set_stance("force_eager")
-    model.num.official = True
+    model.num.official, fast, model.num.fast = True, model.num.fast, False
     with stored_weights(model):
         accuracy = batches.held_out_accuracy(model, renderer, recipe, args.report_items, seed=1)
+    model.num.fast = fast
     torch.compiler.set_stance("default")
     export(model, recipe, args.out)
     for family, value in accuracy.items():
@@ -181,7 +182,7 @@ def run(rank, args):
         )
     recipe = RECIPES[args.model]
     model, opts, renderer, step = start(args, recipe)
-    model.num.compiled = args.fast
+    model.num.fast = args.fast
     if not args.fast:
         compile_hot_parts()
     peaks = [opt.param_groups[0]["lr"] for opt in opts]
