@@ -41,7 +41,11 @@ class Call:
 # --- definitions ---
 
 
-def usual(rng, options, share=0.7):
+# Share of tools with the usual name, and of parameters; the rest takes any.
+USUAL_SHARE = 0.85
+
+
+def usual(rng, options, share=USUAL_SHARE):
     """The first option with probability `share`, else any."""
     return options[0] if rng.random() < share else rng.choice(options)
 
