@@ -5,7 +5,7 @@
 //! - [`matcher`]: a compiled grammar at some point of an answer, which knows the tokens that may follow.
 //!
 //! The coordinator compiles a request's grammar once to refuse what cannot be served; the worker compiles it again and
-//! asks it before every sampled token. Everything is bounded by counts and not by time, so that the same grammar gives
+//! asks it before every sampled token. Both keep the grammars last compiled. Everything is bounded by counts and not by time, so that the same grammar gives
 //! the same result on every machine: the size of a text, the states of a lexer, the work for one mask.
 //! The grammars themselves are llguidance's (Lark dialect).
 #![forbid(unsafe_code)]
