@@ -114,11 +114,9 @@ pub(crate) fn step_done(timings: &StepTimings, num_samples: usize) {
     }
 }
 
-/// Samples were put off.
+/// So many of a step's samples were put off. None counts too: a counter that appears with its first event has no rate before.
 pub(crate) fn samples_deferred(num_samples: usize) {
-    if num_samples > 0 {
-        counter!(SAMPLES_DEFERRED).increment(num_samples as u64);
-    }
+    counter!(SAMPLES_DEFERRED).increment(num_samples as u64);
 }
 
 /// A mask was found, or given up.
