@@ -1,15 +1,33 @@
-//! Which models are served: `--model DIR` or `--model ID=DIR`, and the demo model when none is named.
+//! Which models are served: `--model DIR` or `--model ID=DIR`, and the demo models when none is named.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Invalid, Problems};
 
-/// Folder of the model that ships with the repository, relative to its root.
-const DEMO_MODEL: &str = "models/demo-flash";
-const DEMO_TITLE: &str = "Demo Flash";
-const DEMO_DESCRIPTION: &str = "A tiny model of the DeepSeek-V4 architecture, trained for this repository. It knows greetings, \
-                                small sums, spelling, capitals, colours and JSON; it is no assistant.";
+/// A model that ships with the repository.
+struct Demo {
+    /// Its folder, relative to the repository's root.
+    dir: &'static str,
+    title: &'static str,
+    description: &'static str,
+}
+
+/// The first is the one that a client gets who names none.
+const DEMOS: [Demo; 2] = [
+    Demo {
+        dir: "models/demo-flash",
+        title: "Demo Flash",
+        description: "A tiny model of the DeepSeek-V4 architecture, trained for this repository. It knows greetings, \
+                      small sums, spelling, capitals, colours and JSON; it is no assistant.",
+    },
+    Demo {
+        dir: "models/demo-pro",
+        title: "Demo Pro",
+        description: "The larger of this repository's tiny models. It thinks before it answers and calls tools: a \
+                      calculator, the weather, the time. It is no assistant.",
+    },
+];
 
 /// A model to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,33 +120,36 @@ fn named<'a>(
     }
 }
 
-/// The demo model: below the current directory, below the folder of the executable or of one of its parents
+/// The demo models: below the current directory, below the folder of the executable or of one of its parents
 /// (`target/release/switchyard` lies inside the workspace), or in the workspace this binary was built from.
 ///
 /// # Errors
-/// It is nowhere; the message says what to do.
-pub(crate) fn demo() -> Result<ModelArg, Invalid> {
+/// They are nowhere; the message says what to do.
+pub(crate) fn demos() -> Result<Vec<ModelArg>, Invalid> {
     let executable = std::env::current_exe().ok();
     let built_from = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let roots = std::env::current_dir()
+    let mut roots = std::env::current_dir()
         .ok()
         .into_iter()
         .chain(executable.iter().flat_map(|path| path.ancestors().skip(1).map(Path::to_path_buf)))
         .chain(built_from.map(Path::to_path_buf));
-    for root in roots {
-        let dir = root.join(DEMO_MODEL);
-        if dir.join("config.json").is_file() {
-            return Ok(ModelArg {
-                title: Some(DEMO_TITLE.to_owned()),
-                description: Some(DEMO_DESCRIPTION.to_owned()),
-                ..parse(&dir.to_string_lossy())?
-            });
-        }
-    }
-    Err(Invalid::one(format!(
-        "no --model is given and the demo model {DEMO_MODEL} is neither in the current directory nor beside this \
-         program; name a checkpoint folder: switchyard up --model DIR"
-    )))
+    let is_there =
+        |root: &PathBuf| DEMOS.iter().all(|demo| root.join(demo.dir).join("config.json").is_file());
+    let Some(root) = roots.find(is_there) else {
+        let dirs = DEMOS.map(|demo| demo.dir).join(" and ");
+        return Err(Invalid::one(format!(
+            "no --model is given and the demo models {dirs} are neither in the current directory nor beside this \
+             program; name a checkpoint folder: switchyard up --model DIR"
+        )));
+    };
+    let model = |demo: &Demo| {
+        Ok(ModelArg {
+            title: Some(demo.title.to_owned()),
+            description: Some(demo.description.to_owned()),
+            ..parse(&root.join(demo.dir).to_string_lossy())?
+        })
+    };
+    DEMOS.iter().map(model).collect()
 }
 
 fn is_id(id: &str) -> bool {

@@ -46,7 +46,7 @@ const REDRAW_EVERY: Duration = Duration::from_millis(20);
 /// Arguments of `switchyard up`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Model to serve; its id is the folder's name unless given. May be repeated [default: the demo model].
+    /// Model to serve; its id is the folder's name unless given. May be repeated [default: the two demo models].
     #[arg(long, env = "SWITCHYARD_MODELS", value_delimiter = ',', value_name = "[ID=]DIR")]
     model: Vec<String>,
     /// Worker processes of each model.
@@ -195,7 +195,7 @@ fn models_of(args: &Args) -> Result<Vec<ModelArg>, Invalid> {
     let mut problems = Problems::default();
     let mut found = models::parse_all(&args.model, &mut problems);
     if args.model.is_empty() {
-        found.extend(problems.take(models::demo()));
+        found.extend(problems.take(models::demos()).into_iter().flatten());
     }
     models::describe(&mut found, &args.model_title, &args.model_description, &mut problems);
     problems.count("--workers", args.workers, WORKERS_MAX);

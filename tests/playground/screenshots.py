@@ -20,7 +20,7 @@ def take(browser, server, name, options):
     page = browser.new_context(**options).new_page()
     page.goto(server.root_url + "/")
     page.fill("#key", server.key)
-    page.select_option("#field-thinking", label="Enabled")
+    page.select_option("#model", "demo-pro")
     page.fill("#field-temperature", "0")
     page.fill("#field-prompt", "What is 17 + 25?")
     page.click("#send")

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, Process, QUESTION, http_client, program, run, up_args};
+use crate::harness::{PATIENCE, Process, QUESTION, demo_model, http_client, program, run, up_args};
 
 const BOUNDARY: &str = "a-boundary";
 /// Requests in the batch: enough for some to be answered before the end, and some not.
@@ -19,7 +19,9 @@ struct Cluster {
 impl Cluster {
     async fn start(data: &std::path::Path) -> Self {
         let args = up_args(data);
-        let more = ["--workers", "1", "--batch-concurrency", "2"];
+        let model = demo_model();
+        let more =
+            ["--model", model.to_str().unwrap(), "--workers", "1", "--batch-concurrency", "2"];
         let args: Vec<_> = args.iter().map(String::as_str).chain(more).collect();
         let mut process = Process::start(&mut program(&args));
         process.line_with("Ctrl-C stops").await;

@@ -37,7 +37,7 @@ pub(crate) struct Up {
     data: TempDir,
 }
 
-/// The model that ships with the repository.
+/// The smaller of the models that ship with the repository.
 pub(crate) fn demo_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo-flash").canonicalize().unwrap()
 }
@@ -184,8 +184,16 @@ fn forward(output: impl AsyncRead + Send + Unpin + 'static, lines: mpsc::Sender<
 // === impl Up ===
 
 impl Up {
-    /// Starts a cluster on free ports and waits until it is ready.
+    /// Starts a cluster with the smaller demo model on free ports and waits until it is ready.
     pub(crate) async fn start(more: &[&str]) -> Self {
+        let model = demo_model();
+        let args: Vec<_> =
+            ["--model", model.to_str().unwrap()].into_iter().chain(more.iter().copied()).collect();
+        Self::start_with(&args).await
+    }
+
+    /// Starts a cluster with these arguments only.
+    pub(crate) async fn start_with(more: &[&str]) -> Self {
         let data = tempfile::tempdir().unwrap();
         let args = up_args(data.path());
         let args: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();

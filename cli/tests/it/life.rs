@@ -70,9 +70,8 @@ async fn the_development_key_stays_the_same_and_a_chosen_one_is_not_shown() {
 #[tokio::test]
 async fn two_models_are_served_side_by_side() {
     let other = crate::harness::copy_of_demo_model();
-    let demo = format!("demo-flash={}", crate::harness::demo_model().display());
     let other = format!("other={}", other.path().display());
-    let up = Up::start(&["--workers", "1", "--model", &demo, "--model", &other]).await;
+    let up = Up::start(&["--workers", "1", "--model", &other]).await;
     let mut request = question(8);
     let (_, first) = up.chat(&request).await;
     request["model"] = json!("other");
@@ -83,6 +82,22 @@ async fn two_models_are_served_side_by_side() {
     request["model"] = json!("third");
     let (status, error) = up.chat(&request).await;
     assert_eq!((status, &error["error"]["code"]), (404, &json!("model_not_found")));
+    up.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_model_both_demo_models_are_served() {
+    let up = Up::start_with(&["--workers", "1"]).await;
+    assert_eq!(up.process.children().len(), 2, "one worker of each model");
+    assert!(!up.answer().await.is_empty());
+    let mut request = question(256);
+    request["model"] = json!("demo-pro");
+    request.as_object_mut().unwrap().remove("thinking");
+    let (status, body) = up.chat(&request).await;
+    assert_eq!(status, 200, "{body}");
+    let message = &body["choices"][0]["message"];
+    assert_ne!(message["reasoning_content"].as_str().unwrap(), "", "it thinks unless told not to");
+    assert_ne!(message["content"].as_str().unwrap(), "");
     up.stop().await;
 }
 
