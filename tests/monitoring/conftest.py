@@ -170,7 +170,8 @@ class Prometheus:
 
     def is_up(self):
         try:
-            return self.query("vector(1)")
+            # Before it is ready it answers, and says so with status 503.
+            return get(f"{self.url}/-/ready")
         except (urllib.error.URLError, ConnectionError):
             return False
 
