@@ -73,7 +73,7 @@ def main():
     parser.add_argument("--model", default="demo-flash")
     parser.add_argument("--count", type=int, default=10 * len(SCHEMAS))
     # A hot map goes on for as long as the dice say: one of some thousand takes more than 2,000.
-    parser.add_argument("--max-tokens", type=int, default=3400)
+    parser.add_argument("--max-tokens", type=int, default=3300)
     parser.add_argument("--think", action="store_true", help="let the model think in every fourth round")
     parser.add_argument("--concurrency", type=int, default=16)
     options = parser.parse_args()
