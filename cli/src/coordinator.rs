@@ -13,7 +13,7 @@ use crate::config::{Invalid, Problems};
 use crate::data_dir::DataDir;
 use crate::models::{self, ModelArg};
 use crate::shutdown::Signals;
-use crate::{batches, config, telemetry};
+use crate::{batches, config, election, telemetry};
 
 /// Where the HTTP API listens unless told otherwise.
 pub(crate) const DEFAULT_HTTP: &str = "127.0.0.1:8080";
@@ -90,6 +90,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     #[serde(flatten)]
     batches: batches::Args,
+    #[command(flatten)]
+    #[serde(flatten)]
+    election: election::Args,
     /// Whether `/` serves a page to try the models [default: true].
     #[arg(long, env = "SWITCHYARD_PLAYGROUND", value_name = "BOOL")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,6 +150,7 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
     let mut models = models::parse_all(&typed.model, &mut problems);
     let admin = admin(&typed, &mut problems);
     let batches = typed.batches.resolve(config::environment(), &mut problems);
+    let election = typed.election.resolve(&mut problems);
     if typed.model.is_empty() {
         problems.required::<()>("at least one --model", None);
     }
@@ -176,6 +180,7 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
         files: batches.files,
         batches: batches.batches,
         playground: !args.no_playground && typed.playground.unwrap_or(true),
+        election,
         metrics: metric_definitions::install()?,
     })
 }

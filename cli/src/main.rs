@@ -16,6 +16,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use switchyard_coordinator::server;
 
 mod up;
 mod chat;
@@ -27,6 +28,7 @@ mod bench;
 #[cfg(feature = "cuda")]
 mod compile_kernels;
 mod batches;
+mod election;
 mod config;
 mod models;
 mod data_dir;
@@ -37,6 +39,8 @@ mod table;
 
 /// Exit status for a command line or configuration that cannot be used (`EX_USAGE`).
 const EXIT_USAGE: u8 = 64;
+/// Exit status of a coordinator that led and leads no longer: to be started again (`EX_TEMPFAIL`).
+const EXIT_TEMPORARY: u8 = 75;
 
 /// Serves mixture-of-experts chat models from a cluster: one coordinator, many workers.
 #[derive(Debug, Parser)]
@@ -83,11 +87,18 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             terminal::error_line(&error);
-            match error.downcast_ref::<config::Invalid>() {
-                Some(_) => ExitCode::from(EXIT_USAGE),
-                None => ExitCode::FAILURE,
-            }
+            exit_code(&error)
         }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<config::Invalid>() {
+        return ExitCode::from(EXIT_USAGE);
+    }
+    match error.downcast_ref::<server::Error>() {
+        Some(server::Error::LostLead(_)) => ExitCode::from(EXIT_TEMPORARY),
+        _ => ExitCode::FAILURE,
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use switchyard_coordinator::election::ElectionOptions;
 use switchyard_coordinator::engine::status::GroupStatus;
 use switchyard_coordinator::metric_definitions;
 use switchyard_coordinator::options::{Limits, Options, Secret};
@@ -229,6 +230,7 @@ fn options(
         files: batches.files,
         batches: batches.batches,
         playground: args.playground && !args.no_playground,
+        election: ElectionOptions::None,
         metrics: metric_definitions::install()?,
     })
 }

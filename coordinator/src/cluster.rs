@@ -33,7 +33,7 @@ pub(crate) mod simulation;
 #[cfg(test)]
 mod tests;
 
-pub use options::{CacheOptions, ModelGroupOptions, Timeouts};
+pub use options::{CacheOptions, Farewell, ModelGroupOptions, Timeouts};
 pub use registrar::Registrar;
 
 use link::Connector;
@@ -65,6 +65,7 @@ pub enum Error {
 pub struct Service {
     registrar: Registrar,
     tasks: Vec<(Engine, Supervisor)>,
+    cut: CancellationToken,
 }
 
 /// The model groups of this coordinator, by model. Cheap to clone.
@@ -110,7 +111,7 @@ impl Service {
             tasks.push((engine, supervisor));
         }
         let registrar = Registrar::new(memberships);
-        Ok((Self { registrar, tasks }, Groups(Arc::new(handles))))
+        Ok((Self { registrar, tasks, cut: CancellationToken::new() }, Groups(Arc::new(handles))))
     }
 
     /// The gRPC service that workers dial; mount it as `ClusterServer::new(service.registrar())`.
@@ -119,8 +120,14 @@ impl Service {
         self.registrar.clone()
     }
 
+    /// Ends it all at once when cancelled: sequences fail, and no step is sent any more.
+    #[must_use]
+    pub fn cut(&self) -> CancellationToken {
+        self.cut.clone()
+    }
+
     /// Serves until `shutdown` is cancelled: then accepted sequences get [`Timeouts::drain`] to finish, the rest
-    /// fails, and workers are asked to exit.
+    /// fails, and workers are told as [`Farewell`] says.
     ///
     /// # Errors
     /// [`Error::Task`] when a task panicked; the others are stopped.
@@ -130,10 +137,10 @@ impl Service {
             // The supervisor outlives its engine, which needs the workers while it drains.
             let drained = CancellationToken::new();
             let engine_done = drained.clone().drop_guard();
-            let stop = shutdown.clone();
+            let (stop, cut) = (shutdown.clone(), self.cut.clone());
             tasks.spawn(async move {
                 let _done = engine_done;
-                engine.run(stop).await;
+                engine.run(stop, cut).await;
             });
             tasks.spawn(supervisor.run(drained));
         }

@@ -133,12 +133,12 @@ impl Engine {
         (engine, Handle::new(submit, watch), remote)
     }
 
-    /// Runs until `shutdown` is cancelled and the sequences have finished, or the drain timeout is over. Sleeps
-    /// whenever there is nothing to do.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    /// Runs until `shutdown` is cancelled and the sequences have finished, or the drain timeout is over; `cut` ends it
+    /// at once, and its sequences with an error. Sleeps whenever there is nothing to do.
+    pub async fn run(mut self, shutdown: CancellationToken, cut: CancellationToken) {
         let epoch = Instant::now();
         loop {
-            let input = self.next_input(&shutdown).await;
+            let input = self.next_input(&shutdown, &cut).await;
             let mut events = Vec::new();
             self.take_in(input, &mut events);
             while let Ok(submission) = self.submissions.try_recv() {
@@ -154,7 +154,7 @@ impl Engine {
         info!(model = %self.options.model, "engine stopped");
     }
 
-    async fn next_input(&mut self, shutdown: &CancellationToken) -> Input {
+    async fn next_input(&mut self, shutdown: &CancellationToken, cut: &CancellationToken) -> Input {
         let drain_until = self.drain_until;
         let step = async {
             match &mut self.serving {
@@ -171,6 +171,7 @@ impl Engine {
         tokio::select! {
             // In this order, so that a simulation with one seed has one run.
             biased;
+            () = cut.cancelled() => Input::DrainOver,
             () = shutdown.cancelled(), if drain_until.is_none() => Input::Shutdown,
             () = drain => Input::DrainOver,
             Some(command) = self.commands.recv() => Input::Command(command),

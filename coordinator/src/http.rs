@@ -7,6 +7,7 @@
 //! - [`files`], [`batches`]: requests in files, answered later.
 //! - [`admin`]: keys and usage, for whoever runs the server.
 //! - [`authenticate`]: whose request it is, and whether it may begin.
+//! - `standby`: refuses requests while another coordinator leads.
 //! - [`body`]: a request's body, bounded in size and time.
 //! - [`sse`]: an answer as server-sent events.
 //! - [`observe`]: request id, span, counters and the access log, around every route.
@@ -24,6 +25,7 @@ mod listing;
 pub mod health;
 pub mod admin;
 pub mod authenticate;
+mod standby;
 pub mod openapi;
 pub mod playground;
 mod routes;
@@ -41,6 +43,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -48,6 +51,7 @@ use crate::auth::Accounts;
 use crate::batches::Batches;
 use crate::chat::Chat;
 use crate::chat::responses::store::Store;
+use crate::election::Standing;
 use crate::options::Limits;
 pub use error::Error;
 use models::Catalog;
@@ -80,6 +84,8 @@ pub struct Context {
     pub playground: bool,
     /// The process's metrics.
     pub metrics: PrometheusHandle,
+    /// Whether this coordinator leads, and else who does.
+    pub standing: watch::Receiver<Standing>,
     /// Cancelled when the server drains.
     pub draining: CancellationToken,
 }
@@ -88,7 +94,8 @@ pub struct Context {
 pub fn router(context: Context) -> Router {
     let keyed = keyed()
         .into_router()
-        .route_layer(from_fn_with_state(context.accounts.clone(), authenticate::authenticate));
+        .route_layer(from_fn_with_state(context.accounts.clone(), authenticate::authenticate))
+        .route_layer(from_fn_with_state(context.standing.clone(), standby::refuse));
     let pages = if context.playground { playground::router() } else { Router::new() };
     let admin = context.admin.as_ref().filter(|admin| !admin.has_listener());
     let admin = admin.map_or_else(Router::new, |admin| admin::routes(admin.clone()));

@@ -2,6 +2,7 @@
 //!
 //! [`server::Coordinator::bind`] takes [`options::Options`] and starts everything. In the order in which a request
 //! passes through:
+//! - [`election`]: which of several coordinators does all this.
 //! - [`http`], [`grpc`]: the client APIs.
 //! - [`auth`]: Bearer key to account.
 //! - [`files`], [`batches`]: requests in files, answered when nobody waits.
@@ -16,6 +17,7 @@
 
 pub mod options;
 pub mod server;
+pub mod election;
 pub mod http;
 pub mod grpc;
 pub mod auth;

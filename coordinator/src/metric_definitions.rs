@@ -9,6 +9,8 @@ pub const MODEL: &str = "model";
 pub const BUILD_INFO: &str = "switchyard_build_info";
 /// Label: version of the program.
 pub const VERSION: &str = "version";
+/// Gauge: 1 while this coordinator leads, 0 while it stands by.
+pub const COORDINATOR_LEADS: &str = "switchyard_coordinator_leads";
 
 // HTTP and gRPC.
 
@@ -264,6 +266,7 @@ fn describe_cluster() {
     describe_gauge!(CLUSTER_LOAD_RATIO, "Share of its experts that a rank has loaded.");
     describe_gauge!(ENGINE_STALLED, Unit::Seconds, "How long there has been work without a token.");
     describe_gauge!(BUILD_INFO, "1, with the version that runs.");
+    describe_gauge!(COORDINATOR_LEADS, "1 while this coordinator leads.");
     gauge!(BUILD_INFO, VERSION => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 

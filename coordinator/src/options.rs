@@ -8,6 +8,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::chat::compat::Compat;
 use crate::cluster::CacheOptions;
+use crate::election::ElectionOptions;
 
 /// File name of the SQLite database in the data folder.
 const DATABASE_FILE: &str = "switchyard.db";
@@ -43,6 +44,8 @@ pub struct Options {
     pub batches: BatchLimits,
     /// Whether `/` serves the playground, a page to try the models. It needs no key; what it asks for does.
     pub playground: bool,
+    /// How several coordinators decide who leads.
+    pub election: ElectionOptions,
     /// The process's metrics, from [`metric_definitions::install`](crate::metric_definitions::install).
     pub metrics: PrometheusHandle,
 }

@@ -1,5 +1,9 @@
 //! Starts and stops everything: listeners, database, tokenizers, model groups.
+//!
+//! What a standby does is what a leader does, too: HTTP, whose routes refuse, and metrics. The rest begins when it leads. Until
+//! then the gRPC port is taken and not listened on: workers that know several addresses try the next one.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,6 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::serve::ListenerExt as _;
+use metrics::gauge;
 use switchyard_moe::ids::ModelId;
 use switchyard_proto::FILE_DESCRIPTOR_SET;
 use switchyard_proto::cluster::cluster_server::ClusterServer;
@@ -24,16 +29,23 @@ use crate::batches::Batches;
 use crate::chat::model::Model;
 use crate::chat::usage::Chain;
 use crate::chat::{self, Chat, Served};
-use crate::cluster::{self, ModelGroupOptions};
+use crate::cluster::{self, Farewell, ModelGroupOptions};
+use crate::election::{self, Election, Standing};
 use crate::engine::observe;
 use crate::engine::status::GroupStatus;
 use crate::http::admin::Admin;
 use crate::http::models::Catalog;
+use crate::metric_definitions as names;
 use crate::options::{ModelOptions, Options};
 use crate::{files, grpc, http};
 
+mod campaign;
+mod port;
 #[cfg(test)]
 mod tests;
+
+use campaign::Campaign;
+use port::{Port, listen};
 
 /// Name under which the bootstrap key is listed.
 const BOOTSTRAP_KEY_NAME: &str = "bootstrap";
@@ -53,12 +65,14 @@ pub struct Coordinator;
 pub struct Bound {
     http: TcpListener,
     http_addr: SocketAddr,
-    grpc: TcpListener,
+    grpc: Port,
     grpc_addr: SocketAddr,
     admin: Option<(TcpListener, SocketAddr)>,
     cluster: cluster::Service,
     ledger: ledger::Writer,
     context: http::Context,
+    election: Box<dyn Election>,
+    standing: watch::Sender<Standing>,
 }
 
 /// Why a coordinator does not start, or stops early. Nothing is left half started.
@@ -101,6 +115,12 @@ pub enum Error {
     /// gRPC reflection cannot read our own descriptors.
     #[error("cannot set up gRPC reflection")]
     Reflection(#[source] tonic_reflection::server::Error),
+    /// The election cannot be held.
+    #[error("the election of a leader cannot be held")]
+    Election(#[from] election::Error),
+    /// Another coordinator leads, or may: this one has stopped and can be started again.
+    #[error("this coordinator leads no longer: {0}")]
+    LostLead(String),
     /// A listener failed while serving.
     #[error("the {api} server failed")]
     Serve {
@@ -121,6 +141,15 @@ struct LedgerTask {
     stop: DropGuard,
 }
 
+/// What only a leader does, before it is started.
+struct Leader {
+    grpc: Port,
+    cluster: cluster::Service,
+    context: http::Context,
+    /// Says that the cluster has ended; also when it never began.
+    done: DropGuard,
+}
+
 /// The tasks of a running coordinator.
 type Tasks = JoinSet<Result<(), Error>>;
 
@@ -134,7 +163,12 @@ impl Coordinator {
     pub async fn bind(options: Options) -> Result<Bound, Error> {
         let models = load_models(&options.models)?;
         let (http, http_addr) = listen("HTTP", options.http).await?;
-        let (grpc, grpc_addr) = listen("gRPC", options.grpc).await?;
+        let (grpc, grpc_addr) = if options.election.has_others() {
+            Port::take("gRPC", options.grpc)?
+        } else {
+            Port::listen("gRPC", options.grpc).await?
+        };
+        let election = election::open(&options.election).await?;
         let admin = match options.admin.as_ref().and_then(|admin| admin.listen) {
             Some(address) => Some(listen("admin", address).await?),
             None => None,
@@ -150,6 +184,7 @@ impl Coordinator {
             .with_compat(options.compat);
         let limits = Arc::new(options.limits);
         let (accounts, ledger) = Accounts::new(keys.clone());
+        let (standing, watched) = watch::channel(Standing::StandsBy { leader: None });
         let context = http::Context {
             chat: Arc::new(chat),
             accounts,
@@ -160,9 +195,21 @@ impl Coordinator {
             catalog: Arc::new(Catalog::new(&options.models)),
             playground: options.playground,
             metrics: options.metrics,
+            standing: watched,
             draining: CancellationToken::new(),
         };
-        Ok(Bound { http, http_addr, grpc, grpc_addr, admin, cluster, ledger, context })
+        Ok(Bound {
+            http,
+            http_addr,
+            grpc,
+            grpc_addr,
+            admin,
+            cluster,
+            ledger,
+            context,
+            election,
+            standing,
+        })
     }
 }
 
@@ -175,7 +222,7 @@ impl Bound {
         self.http_addr
     }
 
-    /// Where gRPC listens.
+    /// Where gRPC listens, once this coordinator leads.
     #[must_use]
     pub fn grpc_addr(&self) -> SocketAddr {
         self.grpc_addr
@@ -199,34 +246,46 @@ impl Bound {
         statuses(&self.context.chat)
     }
 
-    /// Serves until `shutdown` is cancelled, then drains: no new requests, running answers get their time to finish,
-    /// workers are asked to go.
+    /// Stands by until this coordinator leads, and then serves, until `shutdown` is cancelled; then drains: no new requests,
+    /// running answers get their time to finish, workers are let go, and only then another may lead.
     ///
     /// # Errors
-    /// A server or a model group failed; the others were stopped.
+    /// A server or a model group failed, or another coordinator leads; everything was stopped.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let draining = self.context.draining.clone();
-        let cluster_done = CancellationToken::new();
+        let Self { http, grpc, admin, cluster, ledger, context, election, standing, .. } = self;
+        let draining = context.draining.clone();
         let mut tasks = JoinSet::new();
-        let ledger = self.spawn(&mut tasks, &cluster_done)?;
-        let ended = tokio::select! {
-            () = shutdown.cancelled() => Ok(()),
-            result = early_end(&mut tasks) => result,
+        let ledger = LedgerTask::spawn(ledger);
+        spawn_front(&mut tasks, http, admin, &context);
+        let mut campaign = Campaign::begin(election, standing);
+        let (cut, cluster_done) = (cluster.cut(), CancellationToken::new());
+        let leader = Leader { grpc, cluster, context, done: cluster_done.clone().drop_guard() };
+        let ended = async {
+            if until(&shutdown, &mut tasks, campaign.won()).await?.is_some() {
+                leader.spawn(&mut tasks, cluster_done.clone())?;
+                until(&shutdown, &mut tasks, campaign.lost()).await?;
+            }
+            Ok(())
         };
+        let ended = ended.await;
         tracing::info!("draining");
         draining.cancel();
-        let drained = drain(tasks, &cluster_done).await;
+        let drained = tokio::select! {
+            drained = drain(tasks, &cluster_done) => drained,
+            never = cut_when_lost(&mut campaign, &cut) => match never {},
+        };
         // Only now nobody uses anything any more.
         let recorded = ledger.finish().await;
-        ended.and(drained).and(recorded)
+        ended.and(drained).and(recorded).and(campaign.end().await)
     }
+}
 
-    fn spawn(
-        self,
-        tasks: &mut Tasks,
-        cluster_done: &CancellationToken,
-    ) -> Result<LedgerTask, Error> {
-        let Self { http, grpc, admin, cluster, ledger, context, .. } = self;
+// === impl Leader ===
+
+impl Leader {
+    /// Opens the gRPC port and starts what only a leader does. `done` is cancelled when the cluster has ended.
+    fn spawn(self, tasks: &mut Tasks, cluster_done: CancellationToken) -> Result<(), Error> {
+        let Self { grpc, cluster, context, done } = self;
         let draining = context.draining.clone();
         let (health_reporter, health_server) = tonic_health::server::health_reporter();
         let inference = grpc::Inference::new(Arc::clone(&context.chat), context.accounts.clone());
@@ -240,36 +299,17 @@ impl Bound {
             .add_service(reflection().build_v1().map_err(Error::Reflection)?)
             .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?);
         // Workers' leases are gRPC streams, so this server outlives the cluster.
-        let grpc_stop = cluster_done.clone().cancelled_owned();
-        let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
+        let grpc_stop = cluster_done.cancelled_owned();
+        let incoming = TcpIncoming::from(grpc.open()?).with_nodelay(Some(true));
         tasks.spawn(async move {
             let served = grpc_server.serve_with_incoming_shutdown(incoming, grpc_stop).await;
             served.map_err(|source| Error::Serve { api: "gRPC", source: source.into() })
         });
 
-        serve_http(tasks, ("HTTP", http), http::router(context.clone()), &draining);
-        if let (Some((listener, _)), Some(admin)) = (admin, context.admin.clone()) {
-            serve_http(tasks, ("admin", listener), http::admin::router(admin), &draining);
-        }
-
-        let done = cluster_done.clone().drop_guard();
         let stop = draining.clone();
         tasks.spawn(async move {
             let _done = done;
             Ok(cluster.run(stop).await?)
-        });
-        let stop = draining.clone();
-        let metrics = context.metrics.clone();
-        let statuses = statuses(&context.chat);
-        tasks.spawn(async move {
-            let mut upkeep = tokio::time::interval(METRICS_UPKEEP_INTERVAL);
-            while stop.run_until_cancelled(upkeep.tick()).await.is_some() {
-                metrics.run_upkeep();
-                for (model, status) in &statuses {
-                    observe::record(model, &status.borrow(), Instant::now());
-                }
-            }
-            Ok(())
         });
         let runner = http::batches::runner(&context);
         let stop = draining.clone();
@@ -277,18 +317,11 @@ impl Bound {
             runner.run(stop).await;
             Ok(())
         });
-        let stop = draining.clone();
-        let responses = context.responses;
-        tasks.spawn(async move {
-            stop.cancelled().await;
-            responses.drained().await;
-            Ok(())
-        });
         tasks.spawn(async move {
             grpc::health::follow(context.chat, health_reporter, draining).await;
             Ok(())
         });
-        Ok(LedgerTask::spawn(ledger))
+        Ok(())
     }
 }
 
@@ -305,6 +338,62 @@ impl LedgerTask {
         drop(self.stop);
         self.task.await.map_err(Error::Task)
     }
+}
+
+/// Starts what leader and standby have in common: HTTP, metrics, and the end of responses that nobody waits for.
+fn spawn_front(
+    tasks: &mut Tasks,
+    http: TcpListener,
+    admin: Option<(TcpListener, SocketAddr)>,
+    context: &http::Context,
+) {
+    let draining = &context.draining;
+    serve_http(tasks, ("HTTP", http), http::router(context.clone()), draining);
+    if let (Some((listener, _)), Some(admin)) = (admin, context.admin.clone()) {
+        serve_http(tasks, ("admin", listener), http::admin::router(admin), draining);
+    }
+    let (stop, standing) = (draining.clone(), context.standing.clone());
+    let metrics = context.metrics.clone();
+    let statuses = statuses(&context.chat);
+    tasks.spawn(async move {
+        let mut upkeep = tokio::time::interval(METRICS_UPKEEP_INTERVAL);
+        while stop.run_until_cancelled(upkeep.tick()).await.is_some() {
+            metrics.run_upkeep();
+            let leads = standing.borrow().leads();
+            gauge!(names::COORDINATOR_LEADS).set(f64::from(u8::from(leads)));
+            // The models' state is the leader's to tell.
+            for (model, status) in statuses.iter().filter(|_| leads) {
+                observe::record(model, &status.borrow(), Instant::now());
+            }
+        }
+        Ok(())
+    });
+    let (stop, responses) = (draining.clone(), Arc::clone(&context.responses));
+    tasks.spawn(async move {
+        stop.cancelled().await;
+        responses.drained().await;
+        Ok(())
+    });
+}
+
+/// What `event` comes to. `None`: the server is told to stop before.
+async fn until<T>(
+    shutdown: &CancellationToken,
+    tasks: &mut Tasks,
+    event: impl Future<Output = Result<T, Error>>,
+) -> Result<Option<T>, Error> {
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(None),
+        ended = early_end(tasks) => ended.map(|()| None),
+        event = event => event.map(Some),
+    }
+}
+
+/// Ends the cluster at once when the lease is lost, before another coordinator may drive the workers.
+async fn cut_when_lost(campaign: &mut Campaign, cut: &CancellationToken) -> Infallible {
+    let Err(_) = campaign.lost().await;
+    cut.cancel();
+    std::future::pending().await
 }
 
 fn statuses(chat: &Chat) -> Vec<(String, watch::Receiver<GroupStatus>)> {
@@ -384,6 +473,7 @@ fn load_models(options: &[ModelOptions]) -> Result<Vec<Model>, Error> {
 }
 
 fn group_options(options: &Options, models: &[Model]) -> Vec<ModelGroupOptions> {
+    let farewell = if options.election.has_others() { Farewell::Stay } else { Farewell::Exit };
     let group = |(options, model): (&ModelOptions, &Model), drain| {
         let mut group =
             ModelGroupOptions::new(ModelId::new(model.id()), Arc::new(model.config().clone()));
@@ -391,22 +481,11 @@ fn group_options(options: &Options, models: &[Model]) -> Vec<ModelGroupOptions> 
         group.cache = options.cache;
         group.cache.max_model_len = usize::try_from(model.context_length()).ok();
         group.timeouts.drain = drain;
+        group.farewell = farewell;
         group
     };
     let drain = options.limits.drain_timeout;
     options.models.iter().zip(models).map(|pair| group(pair, drain)).collect()
-}
-
-async fn listen(
-    api: &'static str,
-    address: SocketAddr,
-) -> Result<(TcpListener, SocketAddr), Error> {
-    let bind = async {
-        let listener = TcpListener::bind(address).await?;
-        let bound = listener.local_addr()?;
-        Ok((listener, bound))
-    };
-    bind.await.map_err(|source| Error::Bind { api, address, source })
 }
 
 async fn open_keys(options: &Options) -> Result<KeyStore, Error> {

@@ -18,6 +18,7 @@ use crate::batches::Batches;
 use crate::chat::compat::Compat;
 use crate::chat::model::Model;
 use crate::chat::{Chat, Generate, Served};
+use crate::election::Standing;
 use crate::engine::request::{
     FinishReason, GenerateEvent, GenerateRequest, GeneratedToken, Generation, SubmitError,
 };
@@ -302,6 +303,7 @@ impl Fixture {
             catalog: Arc::new(Catalog::new(&[])),
             playground: true,
             metrics: metrics(),
+            standing: standing(Standing::Leads),
             draining: CancellationToken::new(),
         };
         Self { engine, context, data_dir, _ledger: stop.drop_guard() }
@@ -322,6 +324,11 @@ fn batches(data_dir: &Path, keys: &KeyStore, limits: FileLimits) -> Batches {
     let (database, clock) = (keys.database().clone(), keys.clock().clone());
     let files = Files::new(database.clone(), contents, clock.clone(), Arc::new(limits));
     Batches::new(database, files, clock, Arc::default())
+}
+
+/// A standing that stays.
+pub(crate) fn standing(standing: Standing) -> watch::Receiver<Standing> {
+    watch::channel(standing).1
 }
 
 /// The recorder that all tests of this process share.

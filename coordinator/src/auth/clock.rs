@@ -31,6 +31,12 @@ impl Clock {
         Self(Arc::new(now))
     }
 
+    /// Now.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+
     /// Now, in Unix seconds.
     #[must_use]
     pub fn unix_seconds(&self) -> i64 {

@@ -343,14 +343,28 @@ impl Membership {
 
     /// Asks every member to exit, and lets nobody in any more.
     pub fn drain(&self, reason: &str) {
+        self.close(|member| {
+            let drain = Event::Drain(Drain { reason: reason.to_owned() });
+            let _ = member.lease.try_send(Ok(RegisterEvent { event: Some(drain) }));
+        });
+    }
+
+    /// Ends every lease, so that the workers look for another coordinator, and lets nobody in any more.
+    pub fn release(&self) {
+        self.close(|member| {
+            let released = Status::unavailable("this coordinator stops; another takes over");
+            let _ = member.lease.try_send(Err(released));
+        });
+    }
+
+    fn close(&self, tell: impl Fn(&Member)) {
         let mut members = Members::new();
         self.state.send_modify(|state| {
             state.stopping = true;
             members = std::mem::take(&mut state.members);
         });
         for member in members.values() {
-            let drain = Event::Drain(Drain { reason: reason.to_owned() });
-            let _ = member.lease.try_send(Ok(RegisterEvent { event: Some(drain) }));
+            tell(member);
             member.gone.cancel();
         }
         self.count();

@@ -23,6 +23,18 @@ pub struct ModelGroupOptions {
     pub cache: CacheOptions,
     /// How long things may take.
     pub timeouts: Timeouts,
+    /// What becomes of the workers at shutdown.
+    pub farewell: Farewell,
+}
+
+/// What becomes of workers whose coordinator goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Farewell {
+    /// They are asked to exit: there is nobody else.
+    #[default]
+    Exit,
+    /// Their leases end, and they look for the next coordinator, with what they have loaded.
+    Stay,
 }
 
 /// Sizes of a worker's state, and of a step.
@@ -72,6 +84,7 @@ impl ModelGroupOptions {
             checkpoint_fingerprint: None,
             cache: CacheOptions::default(),
             timeouts: Timeouts::default(),
+            farewell: Farewell::default(),
         }
     }
 }

@@ -80,6 +80,7 @@ pub(crate) struct Simulation {
     pub(crate) registrar: Registrar,
     pub(crate) network: Arc<Network>,
     pub(crate) shutdown: CancellationToken,
+    pub(crate) cut: CancellationToken,
     pub(crate) service: tokio::task::JoinHandle<Result<(), super::Error>>,
 }
 
@@ -148,9 +149,9 @@ impl Simulation {
             Service::with_connector(vec![options], &connector).unwrap();
         let handle = groups.get(&model).unwrap().clone();
         let registrar = service.registrar();
-        let shutdown = CancellationToken::new();
+        let (shutdown, cut) = (CancellationToken::new(), service.cut());
         let service = tokio::spawn(service.run(shutdown.clone()));
-        Self { handle, registrar, network, shutdown, service }
+        Self { handle, registrar, network, shutdown, cut, service }
     }
 
     /// Starts a worker process and registers it.

@@ -14,7 +14,7 @@ use super::form::{self, Cohort, Former, Operation};
 use super::limits;
 use super::link::{self, Connector};
 use super::membership::{Member, Members, Membership};
-use super::{ModelGroupOptions, Timeouts};
+use super::{Farewell, ModelGroupOptions, Timeouts};
 use crate::engine::group::{Command, Group, GroupFailure, Remote};
 use crate::engine::status::Phase;
 use crate::metric_definitions as names;
@@ -78,14 +78,17 @@ impl Supervisor {
         }
     }
 
-    /// Runs until `shutdown` is cancelled, then asks the members to exit.
+    /// Runs until `shutdown` is cancelled, then lets the members go.
     pub(super) async fn run(mut self, shutdown: CancellationToken) {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => {}
             () = self.supervise() => {}
         }
-        self.membership.drain("the coordinator is shutting down");
+        match self.options.farewell {
+            Farewell::Exit => self.membership.drain("the coordinator is shutting down"),
+            Farewell::Stay => self.membership.release(),
+        }
     }
 
     async fn supervise(&mut self) {

@@ -314,6 +314,39 @@ async fn shutdown_fails_what_does_not_finish_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn workers_stay_when_another_coordinator_takes_over() {
+    let options = ModelGroupOptions { farewell: Farewell::Stay, ..group_options() };
+    let simulation = Simulation::start(8, options);
+    let worker = simulation.start_worker(WorkerOptions::new(1)).await;
+    simulation.is_ready().await;
+    let mut end = worker.lease_end.subscribe();
+    simulation.shutdown.cancel();
+    simulation.service.await.unwrap().unwrap();
+    // An error that a worker does not take for the last word, and no request to exit.
+    let end = end.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert_eq!(end, "this coordinator stops; another takes over");
+    let late = simulation.registrar.register(Request::new(worker.info.clone())).await;
+    assert_eq!(late.err().unwrap().code(), Code::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_ends_everything_at_once() {
+    let simulation = Simulation::start(9, group_options());
+    let _worker = simulation.start_worker(WorkerOptions::new(1)).await;
+    simulation.is_ready().await;
+    let max_tokens = simulation.handle.status().max_model_len as u32 - 40;
+    let request = request(vec![5; 40], max_tokens, vec![]);
+    let generation = simulation.handle.submit(request).await.unwrap();
+    sleep(Duration::from_millis(50)).await;
+    let begun = Instant::now();
+    simulation.cut.cancel();
+    let (_, end) = collect(generation).await;
+    assert_eq!(end, Some(GenerateEvent::Failed(GenerateError::ShuttingDown)));
+    simulation.service.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_group_sleeps() {
     let simulation = Simulation::start(10, group_options());
     let _worker = simulation.start_worker(WorkerOptions::new(1)).await;

@@ -52,7 +52,7 @@ impl Fixture {
             drain_timeout: Duration::from_secs(5),
         });
         let shutdown = CancellationToken::new();
-        let engine = tokio::spawn(engine.run(shutdown.clone()));
+        let engine = tokio::spawn(engine.run(shutdown.clone(), CancellationToken::new()));
         Self { handle, remote, shutdown, engine }
     }
 

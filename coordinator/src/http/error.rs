@@ -32,6 +32,12 @@ pub enum Error {
     /// No key was sent.
     #[error("no API key was sent; send it as `Authorization: Bearer KEY`")]
     MissingKey,
+    /// Another coordinator leads.
+    #[error("this coordinator stands by, {}; send the request again", leads(.leader.as_deref()))]
+    StandsBy {
+        /// Which one, as far as is known.
+        leader: Option<String>,
+    },
     /// The holder of the key may not do this, or not now.
     #[error(transparent)]
     Denied(#[from] auth::Denied),
@@ -214,6 +220,11 @@ impl Error {
             Self::MissingKey | Self::AdminKey => {
                 Answer::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key")
             }
+            Self::StandsBy { .. } => {
+                Answer::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "standby")
+                    .retry_after(RETRY_AFTER_DEFAULT)
+                    .overload()
+            }
             Self::Denied(denied) => denied_answer(denied),
             Self::Admin(invalid) => Answer::invalid(StatusCode::BAD_REQUEST, "invalid_value")
                 .param(invalid.param.clone()),
@@ -292,6 +303,10 @@ impl Error {
         response.extensions_mut().insert(report);
         response
     }
+}
+
+fn leads(leader: Option<&str>) -> String {
+    leader.map_or_else(|| "and nobody leads yet".to_owned(), |leader| format!("{leader} leads"))
 }
 
 fn denied_answer(denied: &auth::Denied) -> Answer {

@@ -1,8 +1,8 @@
 //! `/health/live`, `/health/ready`, `/health/decode`.
 //!
 //! - live: the process answers.
-//! - ready: at least one model group takes requests, and the server is not draining. The body tells each model's state,
-//!   so that a router can choose by model.
+//! - ready: this coordinator leads, at least one model group takes requests, and the server is not draining. The body
+//!   tells each model's state, so that a router can choose by model.
 //! - decode: no group has work without having produced a token for the configured time.
 
 use std::collections::BTreeMap;
@@ -20,8 +20,11 @@ use super::Context;
 /// Answer of `/health/ready`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Ready {
-    /// `ready`, `not ready` or `draining`.
+    /// `ready`, `not ready`, `standby` or `draining`.
     status: &'static str,
+    /// On standby: which coordinator leads, when that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<String>,
     /// Each model's state.
     #[schemars(with = "BTreeMap<String, ModelReady>")]
     models: IndexMap<String, ModelReady>,
@@ -59,7 +62,7 @@ pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// 200 when at least one model is routable.
+/// 200 when this coordinator leads and at least one model is routable.
 pub async fn ready(State(context): State<Context>) -> (StatusCode, Json<Ready>) {
     let models: IndexMap<_, _> = context
         .chat
@@ -77,14 +80,18 @@ pub async fn ready(State(context): State<Context>) -> (StatusCode, Json<Ready>) 
             (served.model.id().to_owned(), model)
         })
         .collect();
+    let standing = context.standing.borrow().clone();
     let (code, status) = if context.draining.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else if !standing.leads() {
+        (StatusCode::SERVICE_UNAVAILABLE, "standby")
     } else if models.values().any(|model| model.ready) {
         (StatusCode::OK, "ready")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready")
     };
-    (code, Json(Ready { status, models }))
+    let leader = standing.leader().map(str::to_owned);
+    (code, Json(Ready { status, leader, models }))
 }
 
 /// 503 when a group has work and no token came for too long.

@@ -19,7 +19,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::error::{Dialect, Report};
 use super::observe::REQUEST_ID;
 use super::routes::Routes;
-use super::{Context, Error, authenticate, body, method_not_allowed, no_route, panicked, sse};
+use super::{
+    Context, Error, authenticate, body, method_not_allowed, no_route, panicked, sse, standby,
+};
 use crate::auth::Lease;
 use crate::chat;
 use crate::chat::messages::Messages;
@@ -47,6 +49,7 @@ pub(super) fn router(context: Context) -> Router<Context> {
         // What is under it but not there is stated in the same form.
         .route("/v1/messages/{*rest}", any(no_route))
         .route_layer(from_fn_with_state(context.accounts, authenticate::authenticate))
+        .route_layer(from_fn_with_state(context.standing, standby::refuse))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(speak))
 }

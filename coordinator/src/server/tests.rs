@@ -3,6 +3,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::chat::compat::Compat;
+use crate::election::ElectionOptions;
 use crate::options::{AdminOptions, BatchLimits, FileLimits, Limits, Secret};
 use crate::testing::{self, KEY, ModelDir};
 
@@ -27,6 +28,7 @@ impl Setup {
             admin: None,
             compat: Compat::default(),
             playground: false,
+            election: ElectionOptions::None,
             limits: Limits::default(),
             file_store: None,
             files: FileLimits::default(),
@@ -38,6 +40,12 @@ impl Setup {
 
 /// One request over a connection of its own; status line and body.
 async fn get(address: SocketAddr, path: &str) -> (String, String) {
+    let (head, body) = exchange(address, path).await;
+    (head.lines().next().unwrap().to_owned(), body)
+}
+
+/// The same, with all of the head.
+async fn exchange(address: SocketAddr, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\r\n"
@@ -46,7 +54,88 @@ async fn get(address: SocketAddr, path: &str) -> (String, String) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
+    (head.to_owned(), body.to_owned())
+}
+
+/// An election whose outcome the test decides.
+#[derive(Debug)]
+struct Told(watch::Receiver<Standing>);
+
+impl Election for Told {
+    fn run(
+        mut self: Box<Self>,
+        standing: watch::Sender<Standing>,
+        stop: CancellationToken,
+    ) -> futures::future::BoxFuture<'static, ()> {
+        Box::pin(async move {
+            loop {
+                standing.send_replace(self.0.borrow_and_update().clone());
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    told = self.0.changed() => told.unwrap(),
+                }
+            }
+        })
+    }
+}
+
+/// A coordinator whose election the test decides, from the beginning on.
+async fn bind_told(setup: &Setup, begin: Standing) -> (Bound, watch::Sender<Standing>) {
+    let mut bound = Coordinator::bind(setup.options()).await.unwrap();
+    let (told, standing) = watch::channel(begin);
+    bound.election = Box::new(Told(standing));
+    (bound.grpc, bound.grpc_addr) = Port::take("gRPC", ([127, 0, 0, 1], 0).into()).unwrap();
+    (bound, told)
+}
+
+#[tokio::test]
+async fn a_standby_lives_refuses_and_takes_over_and_a_loser_stops_at_once() {
+    let setup = Setup::new();
+    let leader = Some("another".to_owned());
+    let (bound, told) = bind_told(&setup, Standing::StandsBy { leader }).await;
+    let (http, grpc) = (bound.http_addr(), bound.grpc_addr());
+    let serving = tokio::spawn(bound.serve(CancellationToken::new()));
+
+    assert_eq!(get(http, "/health/live").await.0, "HTTP/1.1 200 OK");
+    let (status, body) = get(http, "/health/ready").await;
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert!(body.contains(r#""status":"standby","leader":"another""#), "{body}");
+    for (path, kind) in [("/v1/models", "server_error"), ("/v1/messages/x", "overloaded_error")] {
+        let (head, body) = exchange(http, path).await;
+        assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+        assert!(head.contains("retry-after: 1"), "{head}");
+        assert!(body.contains("stands by, another leads") && body.contains(kind), "{body}");
+    }
+    // Workers who know several addresses go on to the next.
+    let refused = TcpStream::connect(grpc).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    told.send_replace(Standing::Leads);
+    while TcpStream::connect(grpc).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(get(http, "/v1/models").await.0, "HTTP/1.1 200 OK");
+    let (_, body) = get(http, "/health/ready").await;
+    assert!(body.contains(r#""status":"not ready","models""#), "{body}");
+
+    told.send_replace(Standing::Lost { reason: "no answer".to_owned() });
+    let error = serving.await.unwrap().unwrap_err();
+    assert!(matches!(&error, Error::LostLead(reason) if reason == "no answer"), "{error}");
+    assert!(TcpStream::connect(http).await.is_err());
+    assert!(TcpStream::connect(grpc).await.is_err());
+}
+
+#[tokio::test]
+async fn a_standby_stops_when_told_although_a_client_is_connected() {
+    let setup = Setup::new();
+    let (bound, _told) = bind_told(&setup, Standing::StandsBy { leader: None }).await;
+    let http = bound.http_addr();
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(bound.serve(shutdown.clone()));
+    let _idle = TcpStream::connect(http).await.unwrap();
+    assert!(get(http, "/v1/models").await.1.contains("nobody leads yet"));
+    shutdown.cancel();
+    serving.await.unwrap().unwrap();
 }
 
 #[tokio::test]
