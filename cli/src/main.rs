@@ -3,6 +3,7 @@
 //! In the order in which a person meets them:
 //! - [`up`]: coordinator and workers on this machine, in one terminal.
 //! - [`chat`]: a streaming chat in the terminal.
+//! - [`status`]: how a running cluster is, live in the terminal or as JSON.
 //! - [`keys`]: API keys, their limits, and what was used.
 //! - [`coordinator`], [`worker`]: the two kinds of process of a cluster, started one by one.
 //! - [`verify`]: compares a model's logits with a golden file.
@@ -20,6 +21,7 @@ use switchyard_coordinator::server;
 
 mod up;
 mod chat;
+mod status;
 mod keys;
 mod coordinator;
 mod worker;
@@ -58,6 +60,8 @@ enum Command {
     Up(up::Args),
     /// Chat with a running server.
     Chat(chat::Args),
+    /// Show how a running cluster is: models, ranks, load, faults.
+    Status(status::Args),
     /// Create, list, change and revoke API keys; sum up what they used.
     Keys(keys::Args),
     /// Run a coordinator: the API, the scheduler and the cluster's membership.
@@ -116,6 +120,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(args) => up::run(args, &cli.log).await,
         Command::Chat(args) => chat::run(args).await,
+        Command::Status(args) => status::run(args).await,
         Command::Keys(args) => keys::run(args).await,
         Command::Coordinator(args) => coordinator::run(args, &cli.log).await,
         Command::Worker(args) => worker::run(args, &cli.log).await,

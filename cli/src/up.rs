@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow, bail};
 use switchyard_coordinator::election::ElectionOptions;
 use switchyard_coordinator::engine::status::GroupStatus;
 use switchyard_coordinator::metric_definitions;
-use switchyard_coordinator::options::{Limits, Options, Secret};
+use switchyard_coordinator::options::{AdminOptions, Limits, Options, Secret};
 use switchyard_coordinator::server::{self, Bound, Coordinator};
 use switchyard_worker::backend::device::Device;
 use tokio::sync::watch;
@@ -109,6 +109,14 @@ struct Cluster {
     stop: CancellationToken,
 }
 
+/// What the API asks for.
+#[derive(Debug)]
+struct Keys {
+    client: Option<Secret>,
+    /// For `switchyard status` and whoever else may read it in the data folder.
+    admin: Secret,
+}
+
 /// How the coordinator's task ended.
 type Served = Result<Result<(), server::Error>, JoinError>;
 
@@ -159,8 +167,12 @@ pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<Exi
         )
     })?;
     let signals = Signals::install()?;
-    let key = args.api_key.clone().or_else(|| dev_key.clone());
-    let bound = Coordinator::bind(options(&args, &models, &data, key)?).await.map_err(with_hint)?;
+    let keys = Keys {
+        client: args.api_key.clone().or_else(|| dev_key.clone()).map(Secret::new),
+        admin: Secret::new(data.admin_key_or_create()?),
+    };
+    let bound =
+        Coordinator::bind(options(&args, &models, &data, keys)?).await.map_err(with_hint)?;
     let banner = Banner {
         http: bound.http_addr(),
         grpc: bound.grpc_addr(),
@@ -211,7 +223,7 @@ fn options(
     args: &Args,
     models: &[ModelArg],
     data: &DataDir,
-    key: Option<String>,
+    keys: Keys,
 ) -> anyhow::Result<Options> {
     let mut problems = Problems::default();
     let batches = args.batches.resolve(config::environment(), &mut problems);
@@ -222,8 +234,8 @@ fn options(
         data_dir: data.path().to_path_buf(),
         database_url: None,
         models: models.iter().map(|model| model_options(model, args.numerics)).collect(),
-        bootstrap_key: key.map(Secret::new),
-        admin: None,
+        bootstrap_key: keys.client,
+        admin: Some(AdminOptions { key: keys.admin, listen: None }),
         compat: args.compat.into(),
         limits: Limits::default(),
         file_store: batches.store,

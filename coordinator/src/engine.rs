@@ -4,6 +4,7 @@
 //! holds a [`Handle`].
 //! - [`request`]: what the front end asks, and what it gets back.
 //! - [`status`]: what the group tells about itself.
+//! - [`activity`]: what it did in the last seconds.
 //! - [`handle`]: the way in.
 //! - [`group`]: a formed group, as the cluster's supervisor hands it over.
 //! - [`observe`]: its status as metrics.
@@ -30,6 +31,7 @@ use crate::scheduler::{Event, Limits, Scheduler, Stats, Update};
 
 pub mod request;
 pub mod status;
+pub mod activity;
 pub mod handle;
 pub mod group;
 mod streams;
@@ -188,6 +190,10 @@ impl Engine {
             Input::Step(Ok(committed)) => {
                 self.fruitless_groups = 0;
                 self.metrics.committed(&committed);
+                self.status.send_modify(|status| {
+                    let now = Instant::now();
+                    status.activity.committed(now, committed.duration, &committed.ranks);
+                });
                 events.push(Event::StepCommitted {
                     step: committed.step,
                     samples: committed.samples,
@@ -251,6 +257,7 @@ impl Engine {
             status.epoch = epoch;
             status.world_size = world_size;
             status.max_model_len = limits.max_model_len;
+            status.activity.formed(world_size);
         });
         info!(model = %self.options.model, %epoch, world_size, "group serves");
     }
@@ -278,6 +285,7 @@ impl Engine {
         self.metrics.lost();
         events.push(Event::GroupLost);
         self.status.send_modify(|status| {
+            status.activity.lost();
             if status.phase != Phase::Stopping {
                 status.phase = Phase::Recovering { reason };
             }
@@ -302,6 +310,10 @@ impl Engine {
             }
             let Some(batch) = plan.batch else { return };
             let Some(serving) = &mut self.serving else { return };
+            let (prefill, _) = batch.num_tokens();
+            if prefill > 0 {
+                self.status.send_modify(|status| status.activity.planned(Instant::now(), prefill));
+            }
             self.metrics.planned(&batch);
             if let Err(failure) = serving.send(&batch, &self.streams) {
                 self.fail_group(failure, &mut events);
@@ -317,9 +329,16 @@ impl Engine {
             Update::Preempted(_) => self.metrics.preempted(),
             Update::Token(id, token) => {
                 self.streams.token(id, token);
-                self.status.send_modify(|status| status.last_token = Some(Instant::now()));
+                self.status.send_modify(|status| {
+                    let now = Instant::now();
+                    status.last_token = Some(now);
+                    status.activity.generated(now);
+                });
             }
-            Update::Finished(id, reason) => self.streams.finish(id, reason),
+            Update::Finished(id, reason) => {
+                self.streams.finish(id, reason);
+                self.status.send_modify(|status| status.activity.answered(Instant::now()));
+            }
             Update::Failed(id, reason) => {
                 self.streams.fail(id, GenerateError::Constraint(reason));
             }
@@ -342,7 +361,11 @@ impl GroupStatus {
         self.ranks = stats
             .ranks
             .iter()
-            .map(|rank| RankBlocks { free: rank.free_blocks, total: rank.total_blocks })
+            .map(|rank| RankBlocks {
+                sequences: rank.running,
+                free: rank.free_blocks,
+                total: rank.total_blocks,
+            })
             .collect();
         if stats.running + stats.waiting == 0 {
             self.busy_since = None;

@@ -182,13 +182,17 @@ impl Coordinator {
         });
         let chat = Chat::new(served.collect(), options.limits.in_flight_requests_max)
             .with_compat(options.compat);
+        let chat = Arc::new(chat);
         let limits = Arc::new(options.limits);
         let (accounts, ledger) = Accounts::new(keys.clone());
         let (standing, watched) = watch::channel(Standing::StandsBy { leader: None });
+        let admin_api = options
+            .admin
+            .map(|admin| Admin::new(keys, Arc::clone(&chat), &admin, Arc::clone(&limits)));
         let context = http::Context {
-            chat: Arc::new(chat),
+            chat,
             accounts,
-            admin: options.admin.map(|admin| Admin::new(keys, &admin, Arc::clone(&limits))),
+            admin: admin_api,
             responses: Arc::default(),
             batches,
             limits,

@@ -14,6 +14,12 @@ fn the_development_key_is_made_once_and_is_private() {
     let mode = std::fs::metadata(data.path().join("dev-key")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(std::fs::read_dir(data.path()).unwrap().count(), 1, "no part file stays");
+    assert_eq!(data.admin_key(), None);
+    let admin_key = data.admin_key_or_create().unwrap();
+    assert_ne!(admin_key.trim_start_matches("admin-"), key.trim_start_matches("sk-dev-"));
+    assert_eq!((data.admin_key(), data.dev_key()), (Some(admin_key), Some(key)));
+    let mode = std::fs::metadata(data.path().join("admin-key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod bad_start;
 mod refusals;
 mod streams;
 mod chat;
+mod status;
 mod keys;
 mod batches;

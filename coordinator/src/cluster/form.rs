@@ -18,6 +18,7 @@ use super::link::{self, Connector, RankLink};
 use super::membership::Member;
 use super::{ModelGroupOptions, limits};
 use crate::engine::group::{Group, RankStream};
+use crate::engine::status::RankMember;
 use crate::scheduler::{Limits, STEPS_IN_FLIGHT_MAX};
 
 /// Why a group could not be formed.
@@ -100,6 +101,19 @@ impl Cohort {
             self.members.iter().map(|member| Box::pin(member.gone.cancelled())).collect();
         let ((), rank, _) = futures::future::select_all(gone).await;
         (EpRank(rank as u32), Arc::clone(&self.members[rank]))
+    }
+
+    /// What status tells of the ranks; none has loaded anything.
+    pub(super) fn describe(&self) -> Vec<RankMember> {
+        let describe = |member: &Arc<Member>| RankMember {
+            worker: member.id,
+            address: member.info.control_address.clone(),
+            pid: member.info.pid,
+            device: member.device(),
+            loaded: 0.0,
+            is_lost: false,
+        };
+        self.members.iter().map(describe).collect()
     }
 
     fn ranked(&self) -> impl Iterator<Item = (EpRank, &Arc<Member>)> {

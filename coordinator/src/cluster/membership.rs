@@ -164,6 +164,20 @@ pub struct Lease {
 // === impl Member ===
 
 impl Member {
+    /// What it computes on, for people.
+    #[must_use]
+    pub fn device(&self) -> String {
+        match &self.info.device {
+            Some(device) if device.kind == limits::CPU => match device.threads {
+                0 => limits::CPU.to_owned(),
+                1 => "cpu, 1 thread".to_owned(),
+                threads => format!("cpu, {threads} threads"),
+            },
+            Some(device) if !device.name.is_empty() => device.name.clone(),
+            Some(_) | None => self.device_kind().to_owned(),
+        }
+    }
+
     /// The kind of its device.
     #[must_use]
     pub fn device_kind(&self) -> &str {

@@ -16,7 +16,7 @@ use super::link::{self, Connector};
 use super::membership::{Member, Members, Membership};
 use super::{Farewell, ModelGroupOptions, Timeouts};
 use crate::engine::group::{Command, Group, GroupFailure, Remote};
-use crate::engine::status::Phase;
+use crate::engine::status::{Fault, Phase};
 use crate::metric_definitions as names;
 use crate::scheduler::Limits;
 
@@ -179,10 +179,12 @@ impl Supervisor {
             info_span!("cluster.form_group", model = %self.model, world_size = cohort.world_size());
         let forming = async {
             let remote = &self.remote;
+            remote.set_members(cohort.describe());
             if is_first {
                 remote.set_phase(Phase::Loading { ranks: vec![0.0; cohort.world_size()] });
             }
             let progress = |rank: EpRank, fraction: f32| {
+                remote.set_loaded(rank, fraction);
                 remote.update_phase(|phase| {
                     if let Phase::Loading { ranks } = phase {
                         ranks[rank.0 as usize] = fraction;
@@ -214,7 +216,7 @@ impl Supervisor {
     /// Puts out the workers that kept a group from being formed. With nobody to put out, the next attempt waits a moment.
     async fn blame(&mut self, cohort: &Cohort, error: &form::Error) {
         warn!(model = %self.model, %error, "group not formed");
-        self.fault(names::FAULT_NOT_FORMED, &[error.rank]);
+        self.fault(names::FAULT_NOT_FORMED, &[error.rank], error.to_string());
         let is_refusal = matches!(error.source, link::Error::Failed(_));
         match error.operation {
             Operation::Load if is_refusal => self.expel(&error.member, &error.to_string()),
@@ -246,12 +248,13 @@ impl Supervisor {
         let give_up_at = Some(now + self.timeouts.recovery);
         let (reason, grace) = match end {
             End::Failed(GroupFailure { reason, suspects, .. }) => {
-                self.fault(names::FAULT_STEP_FAILED, &suspects);
+                self.fault(names::FAULT_STEP_FAILED, &suspects, reason.clone());
                 (reason, self.timeouts.rejoin_grace)
             }
             End::Lost(rank, member) => {
-                self.fault(names::FAULT_WORKER_LOST, &[rank]);
-                (format!("rank {rank}, {member}, left"), self.timeouts.rejoin_grace)
+                let reason = format!("rank {rank}, {member}, left");
+                self.fault(names::FAULT_WORKER_LOST, &[rank], reason.clone());
+                (reason, self.timeouts.rejoin_grace)
             }
             End::Joined(members) => {
                 let names: Vec<String> = members.iter().map(ToString::to_string).collect();
@@ -270,13 +273,17 @@ impl Supervisor {
         // One whose lease has ended has left already.
         let silent = silent.into_iter().filter(|(_, member, _)| !member.gone.is_cancelled());
         for (rank, member, error) in silent {
-            self.fault(names::FAULT_WORKER_SILENT, &[rank]);
-            self.expel(&member, &format!("rank {rank}, {member}, does not answer: {error}"));
+            let reason = format!("rank {rank}, {member}, does not answer: {error}");
+            self.expel(&member, &reason);
+            self.fault(names::FAULT_WORKER_SILENT, &[rank], reason);
         }
     }
 
-    /// Counts a fault, once for each culprit.
-    fn fault(&self, fault: &'static str, culprits: &[EpRank]) {
+    /// Counts a fault, once for each culprit, and remembers it.
+    fn fault(&self, fault: &'static str, culprits: &[EpRank], message: String) {
+        let ranks = culprits.to_vec();
+        let at = Instant::now();
+        self.remote.add_fault(Fault { at, kind: fault, ranks, epoch: self.epoch, message });
         if culprits.is_empty() {
             self.faults(fault, names::RANK_UNKNOWN.to_owned()).increment(1);
         }

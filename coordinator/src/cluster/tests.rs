@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use switchyard_moe::capacity::{self, CacheFormat};
 use switchyard_moe::config::BLOCK_SIZE;
+use switchyard_moe::ids::EpRank;
 use switchyard_proto::cluster::cluster_server::Cluster as _;
 use switchyard_proto::cluster::register_event::Event as Lease;
 use tokio::time::{Instant, sleep};
@@ -12,7 +13,7 @@ use tonic::{Code, Request};
 use super::simulation::{Simulation, WorkerOptions, answer, group_options, request};
 use super::*;
 use crate::engine::request::{FinishReason, GenerateError, GenerateEvent, Generation, SubmitError};
-use crate::engine::status::Phase;
+use crate::engine::status::{GroupStatus, Phase};
 
 /// Everything that a generation yields.
 async fn collect(mut generation: Generation) -> (Vec<u32>, Option<GenerateEvent>) {
@@ -374,4 +375,34 @@ async fn a_registered_worker_learns_its_id() {
     // The stream is dropped by now, and with it the lease.
     let alone = |phase: &Phase| *phase == Phase::WaitingForWorkers { have: 1, want: Some(5) };
     simulation.reaches(alone).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_tells_who_the_ranks_are_and_who_was_lost() {
+    let simulation = Simulation::start(14, group_options());
+    let _first = simulation.start_worker(WorkerOptions::new(2)).await;
+    let second = simulation.start_worker(WorkerOptions::new(2)).await;
+    simulation.is_ready().await;
+    serves(&simulation, vec![1, 2, 3]).await;
+    let status = simulation.handle.status();
+    let told = |status: &GroupStatus| -> Vec<(String, f32, bool)> {
+        let members = status.members.iter();
+        members.map(|member| (member.address.clone(), member.loaded, member.is_lost)).collect()
+    };
+    let addresses = ["worker-1:1", "worker-2:1"].map(|address| (address.to_owned(), 1.0, false));
+    assert_eq!(told(&status), addresses);
+    assert_eq!(status.members[0].device, "cpu");
+    assert!(status.faults.is_empty());
+    let rates = status.activity.rates(Instant::now());
+    assert!(rates.generated_tokens > 0.0 && rates.answers > 0.0, "{rates:?}");
+    assert!(rates.prefill_tokens > 0.0 && rates.step_seconds.is_some(), "{rates:?}");
+
+    second.kill();
+    simulation.reaches(|phase| !matches!(phase, Phase::Ready)).await;
+    simulation.is_ready().await;
+    let status = simulation.handle.status();
+    assert_eq!(told(&status), addresses[..1]);
+    let culprit = status.faults.iter().find(|fault| fault.ranks == [EpRank(1)]);
+    let culprit = culprit.unwrap_or_else(|| panic!("{:?}", status.faults));
+    assert!(culprit.message.contains("rank 1"), "{culprit:?}");
 }

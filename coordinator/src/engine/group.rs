@@ -7,7 +7,7 @@ use switchyard_moe::ids::{EpRank, GroupEpoch};
 use switchyard_proto::worker::{RankBatch, StepOutput};
 use tokio::sync::{mpsc, watch};
 
-use super::status::{GroupStatus, Phase};
+use super::status::{Fault, GroupStatus, Phase, RankMember};
 use crate::scheduler::Limits;
 
 /// One epoch of a group, ready to take steps.
@@ -111,6 +111,25 @@ impl Remote {
         }
         // The engine has stopped; so will the supervisor.
         std::future::pending().await
+    }
+
+    /// Publishes who will be the ranks of the next epoch.
+    pub fn set_members(&self, members: Vec<RankMember>) {
+        self.status.send_modify(|status| status.members = members);
+    }
+
+    /// Publishes how much of its experts a rank has loaded, 0..=1.
+    pub fn set_loaded(&self, rank: EpRank, loaded: f32) {
+        self.status.send_modify(|status| {
+            if let Some(member) = status.members.get_mut(rank.0 as usize) {
+                member.loaded = loaded;
+            }
+        });
+    }
+
+    /// Publishes a fault.
+    pub fn add_fault(&self, fault: Fault) {
+        self.status.send_modify(|status| status.add_fault(fault));
     }
 
     /// Publishes where the group stands, unless it is stopping.

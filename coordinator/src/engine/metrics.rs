@@ -85,7 +85,7 @@ impl Metrics {
     pub(super) fn committed(&self, committed: &Committed) {
         self.steps.increment(1);
         self.step_duration.record(committed.duration);
-        self.rank_step_duration.record(committed.rank_time);
+        self.rank_step_duration.record(committed.rank_time());
     }
 
     pub(super) fn started(&self, waited: Duration) {

@@ -10,6 +10,7 @@ use switchyard_proto::worker::{RankBatch, StepOutput};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::activity::RankStep;
 use super::group::{Group, GroupFailure, RankError};
 use super::streams::Streams;
 use super::wire::{self, Owed};
@@ -44,7 +45,7 @@ struct PendingStep {
 #[derive(Debug)]
 enum PendingRank {
     Owes(Vec<Owed>),
-    Done(Vec<Sample>, Duration),
+    Done(Vec<Sample>, RankStep),
 }
 
 /// A step that is over on all ranks.
@@ -54,8 +55,17 @@ pub(super) struct Committed {
     pub(super) samples: Vec<Sample>,
     /// Since the step could begin.
     pub(super) duration: Duration,
+    /// Each rank's own account of it, `[world_size]`.
+    pub(super) ranks: Vec<RankStep>,
+}
+
+// === impl Committed ===
+
+impl Committed {
     /// Longest time that a rank says it computed.
-    pub(super) rank_time: Duration,
+    pub(super) fn rank_time(&self) -> Duration {
+        self.ranks.iter().map(|rank| rank.time).max().unwrap_or_default()
+    }
 }
 
 // === impl Serving ===
@@ -157,10 +167,10 @@ impl Serving {
         match owing {
             Some((expected, part)) if expected == StepId(step) => {
                 if let PendingRank::Owes(owed) = part {
-                    let time = wire::total_time(output.timings.as_ref());
+                    let step = wire::rank_step(output.timings.as_ref());
                     let samples = wire::samples(owed, output).map_err(wrong)?;
                     let deferred: Vec<_> = samples.iter().filter_map(Sample::deferred).collect();
-                    *part = PendingRank::Done(samples, time);
+                    *part = PendingRank::Done(samples, step);
                     self.defer(rank, &deferred);
                 }
                 Ok(())
@@ -203,12 +213,12 @@ impl Serving {
             step: pending.step,
             samples: Vec::new(),
             duration,
-            rank_time: Duration::ZERO,
+            ranks: Vec::with_capacity(pending.ranks.len()),
         };
         for rank in pending.ranks {
-            if let PendingRank::Done(samples, time) = rank {
+            if let PendingRank::Done(samples, step) = rank {
                 committed.samples.extend(samples);
-                committed.rank_time = committed.rank_time.max(time);
+                committed.ranks.push(step);
             }
         }
         Some(committed)

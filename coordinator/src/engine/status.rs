@@ -1,10 +1,16 @@
 //! What a model group tells about itself: for readiness, for `status`, for messages.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use switchyard_moe::ids::GroupEpoch;
+use switchyard_moe::ids::{EpRank, GroupEpoch, WorkerId};
 use tokio::time::Instant;
+
+use super::activity::Activity;
+
+/// Faults that are remembered.
+const FAULTS_MAX: usize = 8;
 
 /// Where a model group stands in its life.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,15 +62,55 @@ pub struct GroupStatus {
     pub waiting: usize,
     /// KV blocks, by rank; empty while no group serves.
     pub ranks: Vec<RankBlocks>,
+    /// Who the ranks of the newest group are, by rank.
+    pub members: Vec<RankMember>,
+    /// What went wrong lately, oldest first.
+    pub faults: VecDeque<Fault>,
+    /// What was done in the last seconds.
+    pub activity: Activity,
     /// When the last token was accepted.
     pub last_token: Option<Instant>,
     /// When work last arrived at an idle group; `None` while there is none.
     pub busy_since: Option<Instant>,
 }
 
-/// KV blocks of one rank.
+/// A worker in its place in the group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankMember {
+    /// Its id.
+    pub worker: WorkerId,
+    /// Where the coordinator drives it, `host:port`.
+    pub address: String,
+    /// Its process on its machine.
+    pub pid: u32,
+    /// What it computes on.
+    pub device: String,
+    /// Share of its experts that it has loaded, 0..=1.
+    pub loaded: f32,
+    /// Whether it was lost, and no newer group has been begun.
+    pub is_lost: bool,
+}
+
+/// What ended an epoch, or kept one from being formed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// When it was noticed.
+    pub at: Instant,
+    /// One of [`FAULTS`](crate::metric_definitions::FAULTS).
+    pub kind: &'static str,
+    /// The culprits, as far as they are known.
+    pub ranks: Vec<EpRank>,
+    /// The epoch that ended, or the last one before that which was not formed.
+    pub epoch: GroupEpoch,
+    /// What happened, naming the culprit.
+    pub message: String,
+}
+
+/// Sequences and KV blocks of one rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankBlocks {
+    /// Sequences that live there.
+    pub sequences: usize,
     /// Blocks that no sequence holds.
     pub free: usize,
     /// Blocks of the rank's pool.
@@ -151,9 +197,25 @@ impl GroupStatus {
             running: 0,
             waiting: 0,
             ranks: Vec::new(),
+            members: Vec::new(),
+            faults: VecDeque::new(),
+            activity: Activity::default(),
             last_token: None,
             busy_since: None,
         }
+    }
+
+    /// Remembers a fault, and that its culprits are gone.
+    pub fn add_fault(&mut self, fault: Fault) {
+        for rank in &fault.ranks {
+            if let Some(member) = self.members.get_mut(rank.0 as usize) {
+                member.is_lost = true;
+            }
+        }
+        if self.faults.len() == FAULTS_MAX {
+            self.faults.pop_front();
+        }
+        self.faults.push_back(fault);
     }
 
     /// How long there has been work without a token, or `None` without work.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use switchyard_moe::ids::{GroupEpoch, SequenceId, StepId};
 use switchyard_proto::worker::{self, sequence_chunk};
 
+use super::activity::RankStep;
 use super::request::{GeneratedToken, SamplingParams};
 use super::streams::{Start, Streams};
 use crate::scheduler::{Chunk, ChunkTokens, Outcome, RankBatch, Sample};
@@ -71,9 +72,12 @@ pub(super) fn defer(later: &mut [Owed], deferred: SequenceId) {
     }
 }
 
-/// Time that a rank says it needed; zero when it says nothing sensible.
-pub(super) fn total_time(timings: Option<&worker::StepTimings>) -> Duration {
-    timings.and_then(|timings| Duration::try_from_secs_f64(timings.total).ok()).unwrap_or_default()
+/// A rank's own account of its step; no time when it says nothing sensible.
+pub(super) fn rank_step(timings: Option<&worker::StepTimings>) -> RankStep {
+    timings.map_or_else(RankStep::default, |timings| RankStep {
+        time: Duration::try_from_secs_f64(timings.total).unwrap_or_default(),
+        num_tokens: timings.num_tokens,
+    })
 }
 
 fn chunk(chunk: &Chunk, streams: &Streams) -> worker::SequenceChunk {

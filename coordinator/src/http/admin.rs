@@ -1,11 +1,13 @@
-//! The admin API: keys and usage, for whoever runs the server.
+//! The admin API: status, keys and usage, for whoever runs the server.
 //!
 //! It is off unless it is given a key of its own, which no client's key is. Every change is a line in the log.
 
+mod status;
 mod keys;
 mod usage;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
@@ -16,17 +18,21 @@ use axum::response::Response;
 use axum::routing::get;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio::time::Instant;
 
 use super::{Error, bearer};
 use crate::auth::{KeyId, KeyStore};
+use crate::chat::Chat;
 use crate::options::{AdminOptions, Limits};
 pub use keys::KeyObject;
 pub(super) use keys::{KeyList, KeyPatch, NewKey};
+pub use status::{FaultStatus, ModelStatus, RankStatus, StatusObject};
 pub(super) use usage::UsageList;
 pub use usage::UsageObject;
 
-/// Paths of the routes: keys, one key, usage.
-pub(super) const PATHS: [&str; 3] = ["/admin/v1/keys", "/admin/v1/keys/{id}", "/admin/v1/usage"];
+/// Paths of the routes: status, keys, one key, usage.
+pub(super) const PATHS: [&str; 4] =
+    ["/admin/v1/status", "/admin/v1/keys", "/admin/v1/keys/{id}", "/admin/v1/usage"];
 
 /// What the routes of the admin API share.
 #[derive(Clone, Debug)]
@@ -35,7 +41,9 @@ pub struct Admin {
     /// SHA-256 of the admin key, so that a comparison takes as long whatever is sent.
     key_hash: [u8; 32],
     has_listener: bool,
-    limits: std::sync::Arc<Limits>,
+    limits: Arc<Limits>,
+    chat: Arc<Chat>,
+    started: Instant,
 }
 
 /// Something that the admin API cannot use.
@@ -55,11 +63,17 @@ struct Actor(Option<SocketAddr>);
 // === impl Admin ===
 
 impl Admin {
-    /// Administers `keys` for whoever has the admin key.
+    /// Administers `keys`, and shows how the groups of `chat` are, for whoever has the admin key.
     #[must_use]
-    pub fn new(keys: KeyStore, options: &AdminOptions, limits: std::sync::Arc<Limits>) -> Self {
+    pub fn new(
+        keys: KeyStore,
+        chat: Arc<Chat>,
+        options: &AdminOptions,
+        limits: Arc<Limits>,
+    ) -> Self {
         let key_hash = Sha256::digest(options.key.expose()).into();
-        Self { keys, key_hash, has_listener: options.listen.is_some(), limits }
+        let has_listener = options.listen.is_some();
+        Self { keys, key_hash, has_listener, limits, chat, started: Instant::now() }
     }
 
     /// Whether the API has a listener of its own, and so is not on the main one.
@@ -79,8 +93,9 @@ pub fn router(admin: Admin) -> Router {
 }
 
 pub(super) fn routes(admin: Admin) -> Router {
-    let [keys, key, usage] = PATHS;
+    let [status, keys, key, usage] = PATHS;
     Router::new()
+        .route(status, get(status::status))
         .route(keys, get(keys::list).post(keys::create))
         .route(key, get(keys::retrieve).patch(keys::update).delete(keys::revoke))
         .route(usage, get(usage::sum_up))

@@ -57,7 +57,7 @@ pub enum Tag {
     Models,
     /// How the server is.
     Operation,
-    /// Keys and usage.
+    /// Status, keys and usage.
     Admin,
 }
 
@@ -286,7 +286,7 @@ impl Tag {
             Self::Tokenizer => "Text to token ids and back, as vLLM has it.",
             Self::Models => "What this server serves.",
             Self::Operation => "Health, metrics and this document.",
-            Self::Admin => "Keys and usage, for whoever runs the server.",
+            Self::Admin => "Status, keys and usage, for whoever runs the server.",
         }
     }
 }

@@ -24,7 +24,12 @@ async fn whole() -> Fixture {
     let mut fixture = Fixture::new().await;
     let options = AdminOptions { key: Secret::new("an-admin-key-of-our-own"), listen: None };
     let keys = fixture.context.accounts.keys().clone();
-    fixture.context.admin = Some(Admin::new(keys, &options, fixture.context.limits.clone()));
+    fixture.context.admin = Some(Admin::new(
+        keys,
+        fixture.context.chat.clone(),
+        &options,
+        fixture.context.limits.clone(),
+    ));
     fixture
 }
 

@@ -14,7 +14,8 @@ async fn administered(listen: Option<std::net::SocketAddr>) -> Fixture {
     let mut fixture = Fixture::new().await;
     let options = AdminOptions { key: Secret::new(ADMIN_KEY), listen };
     let keys = fixture.context.accounts.keys().clone();
-    fixture.context.admin = Some(Admin::new(keys, &options, Arc::clone(&fixture.context.limits)));
+    let (chat, limits) = (Arc::clone(&fixture.context.chat), Arc::clone(&fixture.context.limits));
+    fixture.context.admin = Some(Admin::new(keys, chat, &options, limits));
     fixture
 }
 
@@ -75,7 +76,7 @@ async fn a_key_is_made_read_changed_and_revoked() {
 async fn only_the_admin_key_opens_it() {
     let fixture = administered(None).await;
     let longer = format!("{ADMIN_KEY}x");
-    for path in ["/admin/v1/keys", "/admin/v1/keys/1", "/admin/v1/usage"] {
+    for path in ["/admin/v1/status", "/admin/v1/keys", "/admin/v1/keys/1", "/admin/v1/usage"] {
         for key in ["", KEY, &ADMIN_KEY[1..], &longer] {
             let answer = fixture.send(request("GET", path, key, &Value::Null)).await;
             assert_eq!(answer.error(), (401, "invalid_api_key".into(), None), "{path} {key}");
@@ -198,4 +199,19 @@ async fn every_change_is_in_the_log_and_no_secret() {
     }
     let key = made["key"].as_str().unwrap();
     assert!(!text.contains(key) && !text.contains(ADMIN_KEY), "{text}");
+}
+
+#[tokio::test]
+async fn status_says_how_the_groups_are() {
+    let fixture = administered(None).await;
+    fixture.engine.set(|status| status.waiting = 3);
+    let status = fixture.admin("GET", "/admin/v1/status", Value::Null).await.json();
+    assert_eq!((&status["object"], &status["ready"]), (&"status".into(), &true.into()));
+    let model = &status["models"][0];
+    assert_eq!((&model["id"], &model["waiting"]), (&MODEL.into(), &3.into()));
+    let phase = Phase::Unavailable { reason: "rank 1 left".to_owned() };
+    fixture.engine.set(|status| status.phase = phase);
+    let status = fixture.admin("GET", "/admin/v1/status", Value::Null).await.json();
+    assert_eq!(status["ready"], false);
+    assert_eq!(status["models"][0]["detail"], "unavailable: rank 1 left");
 }

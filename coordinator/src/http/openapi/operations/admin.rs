@@ -1,10 +1,10 @@
-//! Keys and usage.
+//! Status, keys and usage.
 
 use axum::http::{Method, StatusCode};
 use serde_json::json;
 
 use super::{JSON, Operation, Tag, of};
-use crate::http::admin::{KeyList, KeyObject, KeyPatch, NewKey, UsageList};
+use crate::http::admin::{KeyList, KeyObject, KeyPatch, NewKey, StatusObject, UsageList};
 
 /// What a path names.
 const ID: &str = "Number of the key.";
@@ -13,6 +13,14 @@ const ID: &str = "Number of the key.";
 pub(super) fn all() -> Vec<Operation> {
     let refusals = [StatusCode::BAD_REQUEST, StatusCode::NOT_FOUND];
     vec![
+        Operation::new(Method::GET, "/admin/v1/status", "status", Tag::Admin)
+            .summary("Status")
+            .description(
+                "How each model's group is: its ranks, what they do, and what went wrong lately. \
+                 `switchyard status` shows it.",
+            )
+            .admin_key()
+            .answer(200, "The status.", vec![of::<StatusObject>(JSON)]),
         Operation::new(Method::GET, "/admin/v1/keys", "listKeys", Tag::Admin)
             .summary("List keys")
             .description("All keys, revoked ones too, without the secrets.")
