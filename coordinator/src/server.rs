@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,38 +12,38 @@ use axum::Router;
 use axum::serve::ListenerExt as _;
 use metrics::gauge;
 use switchyard_moe::ids::ModelId;
-use switchyard_proto::FILE_DESCRIPTOR_SET;
-use switchyard_proto::cluster::cluster_server::ClusterServer;
-use switchyard_proto::inference::inference_server::InferenceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::transport::server::TcpIncoming;
 
 use crate::auth::ledger;
-use crate::auth::{self, Accounts, KeyStore};
+use crate::auth::{Accounts, KeyStore};
 use crate::batches::Batches;
 use crate::chat::model::Model;
 use crate::chat::usage::Chain;
-use crate::chat::{self, Chat, Served};
+use crate::chat::{Chat, Served};
 use crate::cluster::{self, Farewell, ModelGroupOptions};
 use crate::election::{self, Election, Standing};
 use crate::engine::observe;
 use crate::engine::status::GroupStatus;
+use crate::http;
 use crate::http::admin::Admin;
 use crate::http::models::Catalog;
 use crate::metric_definitions as names;
 use crate::options::{ModelOptions, Options};
-use crate::{files, grpc, http};
 
+mod error;
 mod campaign;
+mod leader;
 mod port;
 #[cfg(test)]
 mod tests;
 
 use campaign::Campaign;
+pub use error::Error;
+use leader::Leader;
 use port::{Port, listen};
 
 /// Name under which the bootstrap key is listed.
@@ -53,9 +52,6 @@ const BOOTSTRAP_KEY_NAME: &str = "bootstrap";
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the recorder of metrics tidies up, and gauges of the groups are set.
 const METRICS_UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// A ping on idle gRPC connections, so that both sides notice a dead peer.
-const GRPC_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-
 /// Builds coordinators.
 #[derive(Debug)]
 pub struct Coordinator;
@@ -75,79 +71,10 @@ pub struct Bound {
     standing: watch::Sender<Standing>,
 }
 
-/// Why a coordinator does not start, or stops early. Nothing is left half started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address} for {api}: {}", .source)]
-    Bind {
-        /// `HTTP`, `gRPC` or `admin`.
-        api: &'static str,
-        /// The address as given.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The data folder cannot be made.
-    #[error("cannot create the data folder {}", .path.display())]
-    DataDir {
-        /// The folder.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// There is no model to serve, or one has no name.
-    #[error("{0}")]
-    Models(&'static str),
-    /// The database of keys cannot be used.
-    #[error(transparent)]
-    Keys(#[from] auth::Error),
-    /// A model's files cannot be used.
-    #[error(transparent)]
-    Model(#[from] chat::model::Error),
-    /// There is no place for files.
-    #[error(transparent)]
-    Files(#[from] files::contents::OpenError),
-    /// The model groups cannot be set up, or failed.
-    #[error(transparent)]
-    Cluster(#[from] cluster::Error),
-    /// gRPC reflection cannot read our own descriptors.
-    #[error("cannot set up gRPC reflection")]
-    Reflection(#[source] tonic_reflection::server::Error),
-    /// The election cannot be held.
-    #[error("the election of a leader cannot be held")]
-    Election(#[from] election::Error),
-    /// Another coordinator leads, or may: this one has stopped and can be started again.
-    #[error("this coordinator leads no longer: {0}")]
-    LostLead(String),
-    /// A listener failed while serving.
-    #[error("the {api} server failed")]
-    Serve {
-        /// `HTTP`, `gRPC` or `admin`.
-        api: &'static str,
-        /// The failure.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A task panicked.
-    #[error("a task of the server ended unexpectedly")]
-    Task(#[source] tokio::task::JoinError),
-}
-
 /// The task that records usage. It outlives all others, and ends by itself when this is dropped.
 struct LedgerTask {
     task: JoinHandle<()>,
     stop: DropGuard,
-}
-
-/// What only a leader does, before it is started.
-struct Leader {
-    grpc: Port,
-    cluster: cluster::Service,
-    context: http::Context,
-    /// Says that the cluster has ended; also when it never began.
-    done: DropGuard,
 }
 
 /// The tasks of a running coordinator.
@@ -284,51 +211,6 @@ impl Bound {
     }
 }
 
-// === impl Leader ===
-
-impl Leader {
-    /// Opens the gRPC port and starts what only a leader does. `done` is cancelled when the cluster has ended.
-    fn spawn(self, tasks: &mut Tasks, cluster_done: CancellationToken) -> Result<(), Error> {
-        let Self { grpc, cluster, context, done } = self;
-        let draining = context.draining.clone();
-        let (health_reporter, health_server) = tonic_health::server::health_reporter();
-        let inference = grpc::Inference::new(Arc::clone(&context.chat), context.accounts.clone());
-        let inference = InferenceServer::new(inference)
-            .max_decoding_message_size(context.limits.body_bytes_max);
-        let grpc_server = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(GRPC_KEEPALIVE_INTERVAL))
-            .add_service(ClusterServer::new(cluster.registrar()))
-            .add_service(inference)
-            .add_service(health_server)
-            .add_service(reflection().build_v1().map_err(Error::Reflection)?)
-            .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?);
-        // Workers' leases are gRPC streams, so this server outlives the cluster.
-        let grpc_stop = cluster_done.cancelled_owned();
-        let incoming = TcpIncoming::from(grpc.open()?).with_nodelay(Some(true));
-        tasks.spawn(async move {
-            let served = grpc_server.serve_with_incoming_shutdown(incoming, grpc_stop).await;
-            served.map_err(|source| Error::Serve { api: "gRPC", source: source.into() })
-        });
-
-        let stop = draining.clone();
-        tasks.spawn(async move {
-            let _done = done;
-            Ok(cluster.run(stop).await?)
-        });
-        let runner = http::batches::runner(&context);
-        let stop = draining.clone();
-        tasks.spawn(async move {
-            runner.run(stop).await;
-            Ok(())
-        });
-        tasks.spawn(async move {
-            grpc::health::follow(context.chat, health_reporter, draining).await;
-            Ok(())
-        });
-        Ok(())
-    }
-}
-
 // === impl LedgerTask ===
 
 impl LedgerTask {
@@ -458,12 +340,6 @@ async fn join_all(tasks: &mut Tasks, result: &mut Result<(), Error>) {
             }
         }
     }
-}
-
-fn reflection<'a>() -> tonic_reflection::server::Builder<'a> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
 fn load_models(options: &[ModelOptions]) -> Result<Vec<Model>, Error> {
