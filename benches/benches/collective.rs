@@ -10,6 +10,8 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use futures::future::try_join_all;
 use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
+use switchyard_tls::testing::Authority;
+use switchyard_tls::{Role, Security, Usage};
 use switchyard_worker::collective::tcp::{Group, Listener};
 use switchyard_worker::collective::{AllToAll, Direction, Phase, local};
 
@@ -30,11 +32,24 @@ fn phase(index: u64) -> Phase {
 
 /// A mesh of two over the loopback interface.
 fn tcp_pair() -> [Collective; 2] {
+    pair_over(async || Security::Plain)
+}
+
+/// The same, protected.
+fn tls_pair() -> [Collective; 2] {
+    let authority = Authority::new();
+    let files = authority.member(Role::Worker);
+    pair_over(async || Security::open(Some(&files), Usage::Cluster(Role::Worker)).await.unwrap())
+}
+
+fn pair_over(security: impl AsyncFnOnce() -> Security) -> [Collective; 2] {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime
         .block_on(async {
             let any = "127.0.0.1:0".parse().unwrap();
-            let listeners = try_join_all([Listener::bind(any), Listener::bind(any)]).await.unwrap();
+            let security = security().await;
+            let bind = || Listener::bind(any, &security);
+            let listeners = try_join_all([bind(), bind()]).await.unwrap();
             let peers: Vec<_> =
                 listeners.iter().map(|listener| listener.local_addr().to_string()).collect();
             let joins = listeners.iter().zip(0..).map(|(listener, rank)| {
@@ -60,7 +75,7 @@ fn local_pair() -> [Collective; 2] {
 }
 
 fn exchange(c: &mut Criterion) {
-    let fabrics: [Fabric; 2] = [("tcp", tcp_pair), ("local", local_pair)];
+    let fabrics: [Fabric; 3] = [("tcp", tcp_pair), ("tls", tls_pair), ("local", local_pair)];
     for (name, pair) in fabrics {
         let mut group = c.benchmark_group(format!("collective/{name}"));
         for bytes in FRAME_BYTES {

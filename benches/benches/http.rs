@@ -26,7 +26,8 @@ use switchyard_coordinator::http::models::Catalog;
 use switchyard_coordinator::http::{Context, router};
 use switchyard_coordinator::metric_definitions;
 use switchyard_coordinator::options::{
-    BatchLimits, FileLimits, Limits, ModelOptions, Options, default_database_url,
+    BatchLimits, ConnectionLimits, FileLimits, Limits, ModelOptions, Options, Tls,
+    default_database_url,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -62,6 +63,8 @@ fn options(data_dir: &std::path::Path) -> Options {
     Options {
         http: any_port,
         grpc: any_port,
+        tls: Tls::default(),
+        connections: ConnectionLimits::default(),
         data_dir: data_dir.to_owned(),
         database_url: None,
         models: vec![ModelOptions::new(MODEL, dir)],

@@ -1,25 +1,32 @@
 //! `switchyard coordinator`: the API, the scheduler and the cluster's membership, in a process of its own.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use switchyard_coordinator::metric_definitions;
-use switchyard_coordinator::options::{AdminOptions, Limits, ModelOptions, Options, Secret};
+use switchyard_coordinator::options::{
+    AdminOptions, ConnectionLimits, Limits, ModelOptions, Options, Secret, Tls,
+};
 use switchyard_coordinator::server::{self, Coordinator};
 
 use crate::config::{Invalid, Problems};
 use crate::data_dir::DataDir;
 use crate::models::{self, ModelArg};
 use crate::shutdown::Signals;
-use crate::{batches, config, election, telemetry};
+use crate::{batches, config, descriptors, election, telemetry, tls};
 
 /// Where the HTTP API listens unless told otherwise.
 pub(crate) const DEFAULT_HTTP: &str = "127.0.0.1:8080";
 /// Where gRPC listens unless told otherwise.
 pub(crate) const DEFAULT_GRPC: &str = "127.0.0.1:9090";
 
+/// Most connections of a port that may be asked for.
+const CONNECTIONS_MAX: usize = 1 << 20;
+/// Files that a coordinator opens besides its clients' connections: databases, uploads, workers.
+const FILES_BESIDES_CONNECTIONS: u64 = 512;
 /// Fewer can be guessed.
 const ADMIN_KEY_LEN_MIN: usize = 16;
 
@@ -93,6 +100,16 @@ pub(crate) struct Args {
     #[command(flatten)]
     #[serde(flatten)]
     election: election::Args,
+    #[command(flatten)]
+    #[serde(flatten)]
+    http_tls: tls::HttpArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    cluster_tls: tls::ClusterArgs,
+    /// Most open connections of each port; one more closes the one that has been idle for longest [default: 4096].
+    #[arg(long, env = "SWITCHYARD_CONNECTIONS_MAX", value_name = "N")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    connections_max: Option<usize>,
     /// Whether `/` serves a page to try the models [default: true].
     #[arg(long, env = "SWITCHYARD_PLAYGROUND", value_name = "BOOL")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,6 +152,15 @@ pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<Exi
     let options = resolve(&args)?;
     let _telemetry =
         telemetry::init(log, "switchyard-coordinator", "info", telemetry::to_stderr())?;
+    let files = descriptors::raise();
+    let wanted = options.connections.connections_max as u64;
+    if let Some(files) = files.filter(|files| *files < wanted + FILES_BESIDES_CONNECTIONS) {
+        tracing::warn!(
+            files,
+            wanted,
+            "the system allows fewer open files than connections may need"
+        );
+    }
     let stop = Signals::install()?.into_token();
     let bound = Coordinator::bind(options).await.map_err(with_hint)?;
     tracing::info!(http = %bound.http_addr(), grpc = %bound.grpc_addr(), "coordinator listens");
@@ -149,6 +175,11 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
     let grpc = problems.address("--grpc", typed.grpc.as_deref().unwrap_or(DEFAULT_GRPC));
     let mut models = models::parse_all(&typed.model, &mut problems);
     let admin = admin(&typed, &mut problems);
+    let tls = Tls {
+        http: typed.http_tls.resolve(&mut problems),
+        cluster: typed.cluster_tls.resolve(&mut problems),
+    };
+    let connections = connections(&typed, &mut problems);
     let batches = typed.batches.resolve(config::environment(), &mut problems);
     let election = typed.election.resolve(&mut problems);
     if typed.model.is_empty() {
@@ -163,6 +194,8 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
     Ok(Options {
         http,
         grpc,
+        tls,
+        connections,
         data_dir: DataDir::new(typed.data.as_deref()).path().to_path_buf(),
         database_url: typed.database_url,
         models: models
@@ -183,6 +216,15 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
         election,
         metrics: metric_definitions::install()?,
     })
+}
+
+fn connections(typed: &Args, problems: &mut Problems) -> ConnectionLimits {
+    let mut limits = ConnectionLimits::default();
+    if let Some(typed) = typed.connections_max {
+        let max = problems.count("--connections-max", typed, CONNECTIONS_MAX);
+        limits.connections_max = max.map_or(limits.connections_max, NonZeroUsize::get);
+    }
+    limits
 }
 
 /// How the admin API is reached, if it is wanted.

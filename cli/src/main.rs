@@ -31,6 +31,8 @@ mod bench;
 mod compile_kernels;
 mod batches;
 mod election;
+mod tls;
+mod descriptors;
 mod config;
 mod models;
 mod data_dir;

@@ -11,7 +11,9 @@ use anyhow::{Context as _, anyhow, bail};
 use switchyard_coordinator::election::ElectionOptions;
 use switchyard_coordinator::engine::status::GroupStatus;
 use switchyard_coordinator::metric_definitions;
-use switchyard_coordinator::options::{AdminOptions, Limits, Options, Secret};
+use switchyard_coordinator::options::{
+    AdminOptions, ConnectionLimits, Limits, Options, Secret, Tls,
+};
 use switchyard_coordinator::server::{self, Bound, Coordinator};
 use switchyard_worker::backend::device::Device;
 use tokio::sync::watch;
@@ -25,7 +27,7 @@ use crate::coordinator::{Compat, DEFAULT_GRPC, DEFAULT_HTTP, Numerics, model_opt
 use crate::data_dir::DataDir;
 use crate::models::{self, ModelArg};
 use crate::shutdown::Signals;
-use crate::{batches, config, telemetry};
+use crate::{batches, config, descriptors, telemetry};
 
 mod screen;
 mod supervisor;
@@ -166,6 +168,7 @@ pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<Exi
             &screen,
         )
     })?;
+    descriptors::raise();
     let signals = Signals::install()?;
     let keys = Keys {
         client: args.api_key.clone().or_else(|| dev_key.clone()).map(Secret::new),
@@ -231,6 +234,9 @@ fn options(
     Ok(Options {
         http: args.http.parse()?,
         grpc: args.grpc.parse()?,
+        // Everything is on this machine.
+        tls: Tls::default(),
+        connections: ConnectionLimits::default(),
         data_dir: data.path().to_path_buf(),
         database_url: None,
         models: models.iter().map(|model| model_options(model, args.numerics)).collect(),

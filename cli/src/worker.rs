@@ -18,7 +18,7 @@ use crate::config::{Invalid, Problems};
 use crate::coordinator::Numerics;
 use crate::models;
 use crate::shutdown::{self, Signals};
-use crate::{config, telemetry};
+use crate::{config, telemetry, tls};
 
 /// Where a worker listens unless told otherwise.
 const ANY_LOCAL_PORT: &str = "127.0.0.1:0";
@@ -80,6 +80,9 @@ pub(crate) struct Args {
     #[arg(long, env = "SWITCHYARD_THREADS", value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     threads: Option<usize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    cluster_tls: tls::ClusterArgs,
     /// Where metrics are served over HTTP at /metrics [default: nowhere].
     #[arg(long, env = "SWITCHYARD_METRICS", value_name = "ADDR")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,7 +125,8 @@ fn resolve(args: &Args) -> Result<Config, Invalid> {
     let typed: Args = config::merge(args.config.as_deref(), args)?;
     let mut problems = Problems::default();
     let coordinator = problems.required("--coordinator", typed.coordinator);
-    let coordinator = coordinator.and_then(|url| problems.take(parse_url(&url)));
+    let tls = typed.cluster_tls.resolve(&mut problems);
+    let coordinator = coordinator.and_then(|url| problems.take(parse_url(&url, tls.is_some())));
     let model = problems.required("--model", typed.model);
     let model = model.and_then(|model| problems.take(models::parse(&model)));
     let world_size = problems.required("--world-size", typed.world_size);
@@ -158,6 +162,7 @@ fn resolve(args: &Args) -> Result<Config, Invalid> {
             control_addr: control?,
             data_addr: data?,
             advertise_host: typed.advertise,
+            tls,
             num_threads: threads?,
             exchange_deadline: EXCHANGE_DEADLINE,
         })
@@ -166,11 +171,19 @@ fn resolve(args: &Args) -> Result<Config, Invalid> {
     Ok(Config { options, metrics: metrics.flatten() })
 }
 
-fn parse_url(typed: &str) -> Result<Uri, String> {
+/// The URL without TLS in it: the files alone decide on TLS, and a URL that promises it needs them.
+fn parse_url(typed: &str, has_tls: bool) -> Result<Uri, String> {
     let hint = "expected http://HOST:PORT, the coordinator's gRPC address";
     let uri: Uri = typed.parse().map_err(|_| format!("--coordinator {typed}: {hint}"))?;
-    match (uri.scheme_str(), uri.host()) {
-        (Some("http"), Some(_)) => Ok(uri),
+    match (uri.scheme_str(), uri.authority()) {
+        (Some("https"), Some(_)) if !has_tls => Err(format!(
+            "--coordinator {typed}: https needs --cluster-tls-cert, --cluster-tls-key and --cluster-tls-ca"
+        )),
+        (Some("http" | "https"), Some(authority)) if authority.port().is_some() => {
+            format!("http://{authority}")
+                .parse()
+                .map_err(|_| format!("--coordinator {typed}: {hint}"))
+        }
         _ => Err(format!("--coordinator {typed}: {hint}")),
     }
 }

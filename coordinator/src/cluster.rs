@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use switchyard_moe::ids::ModelId;
+use switchyard_tls::Security;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -75,12 +76,16 @@ pub struct Groups(Arc<BTreeMap<ModelId, Handle>>);
 // === impl Service ===
 
 impl Service {
-    /// Prepares one engine and one supervisor for each model; nothing runs yet.
+    /// Prepares one engine and one supervisor for each model; nothing runs yet. Workers are dialled with `security`.
     ///
     /// # Errors
     /// Two groups with one model, or limits under which no sequence fits.
-    pub fn new(groups: Vec<ModelGroupOptions>) -> Result<(Self, Groups), Error> {
-        Self::with_connector(groups, &(Arc::new(link::grpc::GrpcConnector) as Arc<dyn Connector>))
+    pub fn new(
+        groups: Vec<ModelGroupOptions>,
+        security: &Security,
+    ) -> Result<(Self, Groups), Error> {
+        let connector = link::grpc::GrpcConnector::new(security);
+        Self::with_connector(groups, &(Arc::new(connector) as Arc<dyn Connector>))
     }
 
     /// As [`new`](Self::new), dialling workers through `connector`.

@@ -34,10 +34,12 @@ pub mod sse;
 pub mod observe;
 pub mod error;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::Extensions;
 use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
@@ -157,6 +159,11 @@ fn surround(routes: Router) -> Router {
 pub(crate) fn bearer(header: &[u8]) -> Option<&str> {
     let (scheme, key) = std::str::from_utf8(header).ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// Where a request comes from, if it came over a connection.
+pub(crate) fn peer(extensions: &Extensions) -> Option<SocketAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0)
 }
 
 async fn metrics(State(context): State<Context>) -> Response {

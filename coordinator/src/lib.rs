@@ -3,6 +3,7 @@
 //! [`server::Coordinator::bind`] takes [`options::Options`] and starts everything. In the order in which a request
 //! passes through:
 //! - [`election`]: which of several coordinators does all this.
+//! - `listener`: connections, bounded and protected.
 //! - [`http`], [`grpc`]: the client APIs.
 //! - [`auth`]: Bearer key to account.
 //! - [`files`], [`batches`]: requests in files, answered when nobody waits.
@@ -18,6 +19,7 @@
 pub mod options;
 pub mod server;
 pub mod election;
+mod listener;
 pub mod http;
 pub mod grpc;
 pub mod auth;

@@ -29,15 +29,37 @@ pub const METHOD: &str = "method";
 /// Label: HTTP status code, gRPC status name or status of a batch.
 pub const STATUS: &str = "status";
 
+// Connections.
+
+/// Gauge: open connections, by [`API`].
+pub const CONNECTIONS: &str = "switchyard_connections";
+/// Counter: connections that were closed for their behaviour or for want of a place, by [`API`] and [`REASON`]: one of
+/// the `CUT_` values.
+pub const CONNECTIONS_CUT_TOTAL: &str = "switchyard_connections_cut_total";
+/// Label: `http`, `grpc` or `admin`.
+pub const API: &str = "api";
+/// Value of [`REASON`]: as many connections as there may be, and all busy.
+pub const CUT_FULL: &str = "full";
+/// Value of [`REASON`]: it had nothing to do, and another connection came.
+pub const CUT_EVICTED: &str = "evicted";
+/// Value of [`REASON`]: the first request's header did not come in time.
+pub const CUT_GREETING: &str = "greeting";
+/// Value of [`REASON`]: a later request's header did not come in time.
+pub const CUT_HEADER: &str = "header";
+/// Value of [`REASON`]: the client did not take what waited for it.
+pub const CUT_WRITE: &str = "write";
+
 // Accounts.
 
 /// Counter: requests refused because of a key's limit, by [`REASON`].
 pub const RATE_LIMITED_REQUESTS_TOTAL: &str = "switchyard_rate_limited_requests_total";
+/// Counter: requests without a good key, by [`API`] and [`REASON`]: `missing`, `unknown`, `expired` or `inactive`.
+pub const AUTH_FAILURES_TOTAL: &str = "switchyard_auth_failures_total";
 /// Histogram, seconds: a commit of usage to the ledger.
 pub const LEDGER_COMMIT_DURATION: &str = "switchyard_ledger_commit_duration_seconds";
 /// Counter: commits of usage that failed and were tried again.
 pub const LEDGER_COMMIT_FAILURES_TOTAL: &str = "switchyard_ledger_commit_failures_total";
-/// Label: [`REASON_REQUESTS`], [`REASON_TOKENS`], [`REASON_CONCURRENT`] or [`REASON_QUOTA`].
+/// Label: why. For limits [`REASON_REQUESTS`], [`REASON_TOKENS`], [`REASON_CONCURRENT`] or [`REASON_QUOTA`].
 pub const REASON: &str = "reason";
 /// Value of [`REASON`]: requests per minute.
 pub const REASON_REQUESTS: &str = "requests";
@@ -216,6 +238,8 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 /// Tells the installed recorder what each metric means.
 pub fn describe() {
     describe_front();
+    describe_connections();
+    switchyard_tls::metric_definitions::describe();
     describe_accounts();
     describe_batches();
     describe_engine();
@@ -224,10 +248,16 @@ pub fn describe() {
 
 fn describe_accounts() {
     describe_counter!(RATE_LIMITED_REQUESTS_TOTAL, "Requests refused by a key's limit, by reason.");
+    describe_counter!(AUTH_FAILURES_TOTAL, "Requests without a good key, by API and reason.");
     describe_histogram!(LEDGER_COMMIT_DURATION, Unit::Seconds, "Duration of a commit of usage.");
     describe_counter!(LEDGER_COMMIT_FAILURES_TOTAL, "Commits of usage that were tried again.");
     // An alert sees the first failure only if there was a 0 before it.
     counter!(LEDGER_COMMIT_FAILURES_TOTAL).increment(0);
+}
+
+fn describe_connections() {
+    describe_gauge!(CONNECTIONS, "Open connections, by API.");
+    describe_counter!(CONNECTIONS_CUT_TOTAL, "Connections that were cut, by API and reason.");
 }
 
 fn describe_batches() {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use switchyard_tls::Files as TlsFiles;
 
 use crate::chat::compat::Compat;
 use crate::cluster::CacheOptions;
@@ -22,6 +23,10 @@ pub struct Options {
     pub http: SocketAddr,
     /// Where gRPC listens: clients, workers, health and reflection. Port 0 takes a free one.
     pub grpc: SocketAddr,
+    /// Which connections are protected by TLS.
+    pub tls: Tls,
+    /// Bounds on connections.
+    pub connections: ConnectionLimits,
     /// Folder of the coordinator's own files; created when missing.
     pub data_dir: PathBuf,
     /// Database of keys and usage, `sqlite://PATH` or `postgres://USER@HOST/NAME`. `None`: SQLite in `data_dir`.
@@ -48,6 +53,32 @@ pub struct Options {
     pub election: ElectionOptions,
     /// The process's metrics, from [`metric_definitions::install`](crate::metric_definitions::install).
     pub metrics: PrometheusHandle,
+}
+
+/// Which connections are protected by TLS, and with which files. They may change while the coordinator runs.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// Certificate and key of the HTTP API and the admin API. `None`: plain HTTP.
+    pub http: Option<TlsFiles>,
+    /// Certificate, key and authorities of this process in its cluster: of the gRPC port, and towards workers.
+    /// `None`: plain.
+    pub cluster: Option<TlsFiles>,
+}
+
+/// Bounds on connections, for each listener.
+#[derive(Clone, Debug)]
+pub struct ConnectionLimits {
+    /// Most open connections. One more takes the place of the one that has been without a request for longest, and is
+    /// closed if there is none.
+    pub connections_max: usize,
+    /// Longest time from a request's first byte to the end of its header, and from the connection to its first byte.
+    pub header_read_timeout: Duration,
+    /// How long a connection may be without a request. Above the 60 s of most proxies, who must be the first to close.
+    pub keep_alive_timeout: Duration,
+    /// Longest time that a client may refuse to take bytes that wait for it.
+    pub write_timeout: Duration,
+    /// Most bytes of a request's header.
+    pub header_bytes_max: u32,
 }
 
 /// How the admin API is reached.
@@ -224,6 +255,20 @@ impl Default for Limits {
             in_flight_requests_max: 1024,
             decode_stall_after: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+// === impl ConnectionLimits ===
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            header_read_timeout: Duration::from_secs(10),
+            keep_alive_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(60),
+            header_bytes_max: 32 << 10,
         }
     }
 }

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::ListenerExt as _;
 use metrics::gauge;
 use switchyard_moe::ids::ModelId;
-use tokio::net::TcpListener;
+use switchyard_tls::{Role, Security, Usage};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
@@ -31,6 +30,7 @@ use crate::engine::status::GroupStatus;
 use crate::http;
 use crate::http::admin::Admin;
 use crate::http::models::Catalog;
+use crate::listener::{Api, Listener};
 use crate::metric_definitions as names;
 use crate::options::{ModelOptions, Options};
 
@@ -59,11 +59,11 @@ pub struct Coordinator;
 /// A coordinator whose ports are taken, database open and tokenizers loaded; nothing is served yet.
 #[derive(Debug)]
 pub struct Bound {
-    http: TcpListener,
+    http: Listener,
     http_addr: SocketAddr,
     grpc: Port,
     grpc_addr: SocketAddr,
-    admin: Option<(TcpListener, SocketAddr)>,
+    admin: Option<(Listener, SocketAddr)>,
     cluster: cluster::Service,
     ledger: ledger::Writer,
     context: http::Context,
@@ -89,20 +89,23 @@ impl Coordinator {
     /// See [`Error`]; everything taken is given back.
     pub async fn bind(options: Options) -> Result<Bound, Error> {
         let models = load_models(&options.models)?;
-        let (http, http_addr) = listen("HTTP", options.http).await?;
+        let (http_tls, cluster_tls) = open_tls(&options).await?;
+        let limits = &options.connections;
+        let (http, http_addr) = listen(Api::Http, options.http, &http_tls, limits).await?;
         let (grpc, grpc_addr) = if options.election.has_others() {
-            Port::take("gRPC", options.grpc)?
+            Port::reserve(Api::Grpc, options.grpc, &cluster_tls, limits)?
         } else {
-            Port::listen("gRPC", options.grpc).await?
+            Port::open(Api::Grpc, options.grpc, &cluster_tls, limits).await?
         };
         let election = election::open(&options.election).await?;
         let admin = match options.admin.as_ref().and_then(|admin| admin.listen) {
-            Some(address) => Some(listen("admin", address).await?),
+            Some(address) => Some(listen(Api::Admin, address, &http_tls, limits).await?),
             None => None,
         };
         let keys = open_keys(&options).await?;
         let batches = Batches::open(&options, &keys)?;
-        let (cluster, groups) = cluster::Service::new(group_options(&options, &models))?;
+        let (cluster, groups) =
+            cluster::Service::new(group_options(&options, &models), &cluster_tls)?;
         let served = models.into_iter().filter_map(|model| {
             let engine = groups.get(&ModelId::new(model.id()))?.clone();
             Some(Served { model, engine: Arc::new(engine) })
@@ -193,7 +196,7 @@ impl Bound {
         let leader = Leader { grpc, cluster, context, done: cluster_done.clone().drop_guard() };
         let ended = async {
             if until(&shutdown, &mut tasks, campaign.won()).await?.is_some() {
-                leader.spawn(&mut tasks, cluster_done.clone())?;
+                leader.spawn(&mut tasks, &cluster_done)?;
                 until(&shutdown, &mut tasks, campaign.lost()).await?;
             }
             Ok(())
@@ -229,14 +232,14 @@ impl LedgerTask {
 /// Starts what leader and standby have in common: HTTP, metrics, and the end of responses that nobody waits for.
 fn spawn_front(
     tasks: &mut Tasks,
-    http: TcpListener,
-    admin: Option<(TcpListener, SocketAddr)>,
+    http: Listener,
+    admin: Option<(Listener, SocketAddr)>,
     context: &http::Context,
 ) {
     let draining = &context.draining;
-    serve_http(tasks, ("HTTP", http), http::router(context.clone()), draining);
+    serve(tasks, http, http::router(context.clone()), draining);
     if let (Some((listener, _)), Some(admin)) = (admin, context.admin.clone()) {
-        serve_http(tasks, ("admin", listener), http::admin::router(admin), draining);
+        serve(tasks, listener, http::admin::router(admin), draining);
     }
     let (stop, standing) = (draining.clone(), context.standing.clone());
     let metrics = context.metrics.clone();
@@ -286,24 +289,12 @@ fn statuses(chat: &Chat) -> Vec<(String, watch::Receiver<GroupStatus>)> {
     chat.models().map(|served| (served.model.id().to_owned(), served.engine.watch())).collect()
 }
 
-/// Serves a router on a listener until `draining` is cancelled and all answers are out.
-fn serve_http(
-    tasks: &mut Tasks,
-    (api, listener): (&'static str, TcpListener),
-    router: Router,
-    draining: &CancellationToken,
-) {
-    let listener = listener.tap_io(|connection| {
-        // Small events must not wait for each other. Without the option they only come later.
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
-    let stop = draining.clone().cancelled_owned();
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+/// Serves a router on a listener until `stop` is cancelled and all answers are out.
+fn serve(tasks: &mut Tasks, listener: Listener, router: Router, stop: &CancellationToken) {
+    let serving = listener.serve(router, stop.clone());
     tasks.spawn(async move {
-        let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
-        served.map_err(|source| Error::Serve { api, source: source.into() })
+        serving.await;
+        Ok(())
     });
 }
 
@@ -366,6 +357,14 @@ fn group_options(options: &Options, models: &[Model]) -> Vec<ModelGroupOptions> 
     };
     let drain = options.limits.drain_timeout;
     options.models.iter().zip(models).map(|pair| group(pair, drain)).collect()
+}
+
+/// Certificates of the HTTP API, and of this process in its cluster.
+async fn open_tls(options: &Options) -> Result<(Security, Security), Error> {
+    let http = Security::open(options.tls.http.as_ref(), Usage::Http);
+    let usage = Usage::Cluster(Role::Coordinator);
+    let cluster = Security::open(options.tls.cluster.as_ref(), usage);
+    Ok((http.await.map_err(Error::Tls)?, cluster.await.map_err(Error::Tls)?))
 }
 
 async fn open_keys(options: &Options) -> Result<KeyStore, Error> {

@@ -77,6 +77,7 @@ pub fn describe() {
     describe_gauge!(SEQUENCES, Unit::Count, "Sequences whose state this rank holds");
     describe_gauge!(EPOCH, Unit::Count, "Epoch of the group that this rank is in, 0 if in none");
     describe_gauge!(REGISTERED, Unit::Count, "1 while the coordinator holds the registration");
+    switchyard_tls::metric_definitions::describe();
 }
 
 /// Handles for one connection of the data plane.

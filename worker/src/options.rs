@@ -37,6 +37,8 @@ pub struct Options {
     /// Host name or address by which coordinator and peers reach this worker. Needed when it listens on an unspecified
     /// address (`0.0.0.0`, `[::]`); else the address it listens on.
     pub advertise_host: Option<String>,
+    /// Certificate, key and authorities of this worker in its cluster. `None`: connections are not protected.
+    pub tls: Option<switchyard_tls::Files>,
     /// Threads to compute with.
     pub num_threads: NonZeroUsize,
     /// How long the ranks may wait for each other in one exchange; see [`EXCHANGE_DEADLINE`].

@@ -5,6 +5,7 @@ use std::time::Duration;
 use switchyard_proto::cluster::cluster_client::ClusterClient;
 use switchyard_proto::cluster::register_event::Event;
 use switchyard_proto::cluster::{Device, RegisterEvent, RegisterRequest};
+use switchyard_tls::{Connector, Role, Security, Service};
 use tokio::time::sleep;
 use tonic::transport::{Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
@@ -51,6 +52,7 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Registration {
     coordinator: Uri,
+    connector: Connector,
     request: RegisterRequest,
 }
 
@@ -65,10 +67,12 @@ enum End {
 // === impl Registration ===
 
 impl Registration {
-    /// Of a worker on `device` whose servers are reached at the two addresses (`host:port`), control and data plane.
+    /// Of a worker on `device` whose servers are reached at the two addresses (`host:port`), control and data plane. With
+    /// TLS, whoever answers must be a coordinator.
     #[must_use]
     pub fn new(
         options: &Options,
+        security: &Security,
         device: Device,
         checkpoint_fingerprint: String,
         [control_address, data_address]: [String; 2],
@@ -84,7 +88,8 @@ impl Registration {
             pid: std::process::id(),
             world_size: options.world_size.get() as u32,
         };
-        Self { coordinator: options.coordinator.clone(), request }
+        let connector = security.connector(Service::Clients, Role::Coordinator);
+        Self { coordinator: options.coordinator.clone(), connector, request }
     }
 
     /// `host:port` of the worker's gRPC server.
@@ -160,11 +165,10 @@ impl Registration {
     async fn register(&self) -> Result<Streaming<RegisterEvent>, Status> {
         let channel = Endpoint::from(self.coordinator.clone())
             .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true)
-            .connect()
+            .connect_with_connector(self.connector.service())
             .await
             .map_err(|error| Status::unavailable(crate::chain(&error)))?;
         let mut client = ClusterClient::new(channel);

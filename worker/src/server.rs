@@ -6,12 +6,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
 use sha2::{Digest as _, Sha256};
 use switchyard_proto::worker::worker_server::WorkerServer;
+use switchyard_tls::incoming::incoming;
+use switchyard_tls::{Acceptor, Role, Security, Usage, peer};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::interceptor::InterceptedService;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tracing::{info, warn};
 
@@ -58,6 +61,9 @@ pub enum Error {
     /// The device is missing, or refused.
     #[error(transparent)]
     Device(#[from] model::Error),
+    /// Certificate, key or authorities of the cluster cannot be used.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] switchyard_tls::Error),
     /// Nobody could reach the worker.
     #[error("{0} says nothing about how to reach this worker; set the host to advertise")]
     AdvertiseHost(SocketAddr),
@@ -79,6 +85,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Worker {
     control: TcpListener,
+    acceptor: Acceptor,
     service: Service,
     registration: Registration,
     rank_stopped: Stopped,
@@ -127,11 +134,14 @@ impl Worker {
             .map_err(listen_error(options.control_addr, "control plane"))?;
         let control_addr =
             control.local_addr().map_err(listen_error(options.control_addr, "control plane"))?;
-        let listener = Listener::bind(options.data_addr)
+        let usage = Usage::Cluster(Role::Worker);
+        let security = Security::open(options.tls.as_ref(), usage).await?;
+        let listener = Listener::bind(options.data_addr, &security)
             .await
             .map_err(listen_error(options.data_addr, "data plane"))?;
         let registration = Registration::new(
             &options,
+            &security,
             device,
             shape.fingerprint.clone(),
             [advertise(&options, control_addr)?, advertise(&options, listener.local_addr())?],
@@ -146,7 +156,8 @@ impl Worker {
         };
         let (rank, rank_stopped) = rank::spawn(runner).map_err(Error::Thread)?;
         let service = Service::new(identity, listener, rank);
-        Ok(Self { control, service, registration, rank_stopped })
+        let acceptor = security.acceptor(switchyard_tls::Service::Control);
+        Ok(Self { control, acceptor, service, registration, rank_stopped })
     }
 
     /// `host:port` of the gRPC server, as the coordinator is told.
@@ -166,14 +177,15 @@ impl Worker {
     /// # Errors
     /// See [`Error`].
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { control, service, registration, mut rank_stopped } = self;
+        let Self { control, acceptor, service, registration, mut rank_stopped } = self;
         info!(
             control = registration.control_address(),
             data = registration.data_address(),
             "worker listens"
         );
         let stop_serving = CancellationToken::new();
-        let server = tokio::spawn(serve(control, service.clone(), stop_serving.clone()));
+        let connections = incoming(control, acceptor);
+        let server = tokio::spawn(serve(connections, service.clone(), stop_serving.clone()));
         let mut server = AbortOnDrop(server);
         let result = tokio::select! {
             biased;
@@ -216,9 +228,9 @@ impl<T> Drop for AbortOnDrop<T> {
     }
 }
 
-/// Serves gRPC on `control`.
+/// Serves gRPC on connections that came to the control port.
 async fn serve(
-    control: TcpListener,
+    connections: impl Stream<Item = io::Result<switchyard_tls::Stream>>,
     service: Service,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -229,11 +241,8 @@ async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(health().await)
-        .add_service(worker)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(control).with_nodelay(Some(true)),
-            stop.cancelled_owned(),
-        )
+        .add_service(InterceptedService::new(worker, peer::only(Role::Coordinator)))
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await
 }
 

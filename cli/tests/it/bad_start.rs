@@ -144,6 +144,43 @@ async fn an_admin_api_that_would_be_open_or_ambiguous() {
 }
 
 #[tokio::test]
+async fn tls_that_would_be_half_there() {
+    let model = demo_model();
+    let model = model.to_str().unwrap();
+    let coordinator = ["coordinator", "--model", model];
+    let worker = ["worker", "--world-size", "2", "--model", model];
+    let cases: [(&[&str], &[&str], &str); 4] = [
+        (&coordinator, &["--tls-cert", "a.crt"], "belong together; not given: --tls-key"),
+        (
+            &coordinator,
+            &["--cluster-tls-key", "a.key"],
+            "not given: --cluster-tls-cert, --cluster-tls-ca",
+        ),
+        (
+            &worker,
+            &["--coordinator", "http://a:1", "--cluster-tls-ca", "ca.crt"],
+            "not given: --cluster-tls-cert, --cluster-tls-key",
+        ),
+        (&worker, &["--coordinator", "https://a:1"], "https needs --cluster-tls-cert"),
+    ];
+    for (command, flags, expect) in cases {
+        let args: Vec<_> = command.iter().chain(flags).copied().collect();
+        let (status, output) = run(&args).await;
+        assert_eq!(status.code(), Some(64), "{output}");
+        assert!(output.contains(expect), "{output}");
+    }
+    let flags = ["--tls-cert", "/nowhere.crt", "--tls-key", "/nowhere.key"];
+    let data = tempfile::tempdir().unwrap();
+    let data = ["--data", data.path().to_str().unwrap()];
+    let free = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"];
+    let args: Vec<_> =
+        coordinator.iter().chain(&flags).chain(&data).chain(&free).copied().collect();
+    let (status, output) = run(&args).await;
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(output.contains("/nowhere.crt"), "{output}");
+}
+
+#[tokio::test]
 async fn a_mistake_in_a_configuration_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "worldsize = 2\n").unwrap();

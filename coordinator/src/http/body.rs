@@ -1,8 +1,8 @@
 //! A request's body, bounded in size and time.
 
 use axum::body::{Body, Bytes};
-use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue};
 use bytes::BytesMut;
 use futures::StreamExt as _;
 
@@ -16,14 +16,32 @@ const DISCARD_FACTOR: usize = 8;
 /// Reads a JSON body.
 ///
 /// # Errors
-/// [`Error::ContentType`], [`Error::BodyTooLarge`], [`Error::BodyTimeout`], [`Error::BodyBroken`].
+/// [`Error::ContentType`], [`Error::ContentEncoding`], [`Error::BodyTooLarge`], [`Error::BodyTimeout`], [`Error::BodyBroken`].
 pub async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, Error> {
     let after = limits.body_read_timeout;
     let read = async {
         check_content_type(headers)?;
+        check_content_encoding(headers)?;
         collect(headers, body, limits.body_bytes_max).await
     };
     tokio::time::timeout(after, read).await.unwrap_or(Err(Error::BodyTimeout { after }))
+}
+
+/// Nothing is decompressed, so nothing small can become big.
+///
+/// # Errors
+/// [`Error::ContentEncoding`].
+pub(super) fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    let is_identity = |encoding: &&HeaderValue| {
+        encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")
+    };
+    match headers.get_all(CONTENT_ENCODING).iter().find(|encoding| !is_identity(encoding)) {
+        Some(encoding) => {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+            Err(Error::ContentEncoding { encoding })
+        }
+        None => Ok(()),
+    }
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {

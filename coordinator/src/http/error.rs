@@ -72,6 +72,12 @@ pub enum Error {
         /// What it should be.
         wanted: &'static str,
     },
+    /// The body is compressed.
+    #[error("the content encoding is {encoding:?}; send the body as it is, without one")]
+    ContentEncoding {
+        /// As sent.
+        encoding: String,
+    },
     /// The body is no form, or breaks off.
     #[error("the body is no multipart form: {}", .0.body_text())]
     Multipart(#[source] MultipartError),
@@ -237,6 +243,9 @@ impl Error {
             }
             Self::ContentType { .. } => {
                 Answer::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
+            }
+            Self::ContentEncoding { .. } => {
+                Answer::invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding")
             }
             Self::BodyTooLarge { .. } => {
                 Answer::invalid(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large")

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::chat::usage::Chain;
 use crate::{auth, chat, cluster, election, files};
 
 /// Why a coordinator does not start, or stops early. Nothing is left half started.
@@ -30,6 +31,9 @@ pub enum Error {
     /// There is no model to serve, or one has no name.
     #[error("{0}")]
     Models(&'static str),
+    /// Certificates or keys of TLS cannot be used.
+    #[error("TLS cannot be set up: {}", Chain(.0))]
+    Tls(switchyard_tls::Error),
     /// The database of keys cannot be used.
     #[error(transparent)]
     Keys(#[from] auth::Error),
@@ -51,15 +55,6 @@ pub enum Error {
     /// Another coordinator leads, or may: this one has stopped and can be started again.
     #[error("this coordinator leads no longer: {0}")]
     LostLead(String),
-    /// A listener failed while serving.
-    #[error("the {api} server failed")]
-    Serve {
-        /// `HTTP`, `gRPC` or `admin`.
-        api: &'static str,
-        /// The failure.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
     /// A task panicked.
     #[error("a task of the server ended unexpectedly")]
     Task(#[source] tokio::task::JoinError),

@@ -1,20 +1,18 @@
 //! What a leader starts that a standby has not.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use switchyard_proto::FILE_DESCRIPTOR_SET;
 use switchyard_proto::cluster::cluster_server::ClusterServer;
 use switchyard_proto::inference::inference_server::InferenceServer;
+use switchyard_tls::{Role, peer};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 
 use super::port::Port;
-use super::{Error, Tasks};
+use super::{Error, Tasks, serve};
 use crate::{cluster, grpc, http};
-
-/// A ping on idle gRPC connections, so that both sides notice a dead peer.
-const GRPC_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
 /// What only a leader does, before it is started.
 pub(super) struct Leader {
@@ -32,7 +30,7 @@ impl Leader {
     pub(super) fn spawn(
         self,
         tasks: &mut Tasks,
-        cluster_done: CancellationToken,
+        cluster_done: &CancellationToken,
     ) -> Result<(), Error> {
         let Self { grpc, cluster, context, done } = self;
         let draining = context.draining.clone();
@@ -40,20 +38,14 @@ impl Leader {
         let inference = grpc::Inference::new(Arc::clone(&context.chat), context.accounts.clone());
         let inference = InferenceServer::new(inference)
             .max_decoding_message_size(context.limits.body_bytes_max);
-        let grpc_server = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(GRPC_KEEPALIVE_INTERVAL))
-            .add_service(ClusterServer::new(cluster.registrar()))
+        let registrar = ClusterServer::new(cluster.registrar());
+        let routes = Routes::new(InterceptedService::new(registrar, peer::only(Role::Worker)))
             .add_service(inference)
             .add_service(health_server)
             .add_service(reflection().build_v1().map_err(Error::Reflection)?)
             .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?);
         // Workers' leases are gRPC streams, so this server outlives the cluster.
-        let grpc_stop = cluster_done.cancelled_owned();
-        let incoming = TcpIncoming::from(grpc.open()?).with_nodelay(Some(true));
-        tasks.spawn(async move {
-            let served = grpc_server.serve_with_incoming_shutdown(incoming, grpc_stop).await;
-            served.map_err(|source| Error::Serve { api: "gRPC", source: source.into() })
-        });
+        serve(tasks, grpc.into_listener()?, routes.prepare().into_axum_router(), cluster_done);
 
         let stop = draining.clone();
         tasks.spawn(async move {

@@ -2,24 +2,23 @@
 
 use std::net::SocketAddr;
 
-use tokio::net::{TcpListener, TcpSocket};
+use switchyard_tls::Security;
 
 use super::Error;
-
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
+use crate::listener::{Api, Listener, Reserved};
+use crate::options::ConnectionLimits;
 
 /// A port that is ours.
 #[derive(Debug)]
 pub(super) enum Port {
     /// Connections are accepted.
-    Open(TcpListener),
+    Open(Listener),
     /// Connections are refused until it is opened.
-    Taken {
-        /// Whose port it is.
-        api: &'static str,
-        /// Bound, and not listened on.
-        socket: TcpSocket,
+    Reserved {
+        /// The port.
+        reserved: Reserved,
+        /// Whose it is.
+        api: Api,
         /// Its address.
         address: SocketAddr,
     },
@@ -29,49 +28,49 @@ pub(super) enum Port {
 
 impl Port {
     /// A port that is open from the start, and its address.
-    pub(super) async fn listen(
-        api: &'static str,
+    pub(super) async fn open(
+        api: Api,
         address: SocketAddr,
+        security: &Security,
+        limits: &ConnectionLimits,
     ) -> Result<(Self, SocketAddr), Error> {
-        let (listener, bound) = listen(api, address).await?;
+        let (listener, bound) = listen(api, address, security, limits).await?;
         Ok((Self::Open(listener), bound))
     }
 
     /// A port to be opened later, and its address.
-    pub(super) fn take(
-        api: &'static str,
+    pub(super) fn reserve(
+        api: Api,
         address: SocketAddr,
+        security: &Security,
+        limits: &ConnectionLimits,
     ) -> Result<(Self, SocketAddr), Error> {
-        let take = || {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            // As every listener here: old connections must not keep the port.
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            let bound = socket.local_addr()?;
-            Ok((Self::Taken { api, socket, address: bound }, bound))
-        };
-        take().map_err(|source| Error::Bind { api, address, source })
+        let reserved = Reserved::take(api, address, security, limits.clone());
+        let (reserved, address) = reserved.map_err(|source| bind_error(api, address, source))?;
+        Ok((Self::Reserved { reserved, api, address }, address))
     }
 
     /// Begins to accept connections, unless it does.
-    pub(super) fn open(self) -> Result<TcpListener, Error> {
+    pub(super) fn into_listener(self) -> Result<Listener, Error> {
         match self {
             Self::Open(listener) => Ok(listener),
-            Self::Taken { api, socket, address } => {
-                socket.listen(BACKLOG).map_err(|source| Error::Bind { api, address, source })
+            Self::Reserved { reserved, api, address } => {
+                reserved.open().map_err(|source| bind_error(api, address, source))
             }
         }
     }
 }
 
 pub(super) async fn listen(
-    api: &'static str,
+    api: Api,
     address: SocketAddr,
-) -> Result<(TcpListener, SocketAddr), Error> {
-    let bind = async {
-        let listener = TcpListener::bind(address).await?;
-        let bound = listener.local_addr()?;
-        Ok((listener, bound))
-    };
-    bind.await.map_err(|source| Error::Bind { api, address, source })
+    security: &Security,
+    limits: &ConnectionLimits,
+) -> Result<(Listener, SocketAddr), Error> {
+    let listener = Listener::bind(api, address, security, limits.clone()).await;
+    listener.map_err(|source| bind_error(api, address, source))
+}
+
+fn bind_error(api: Api, address: SocketAddr, source: std::io::Error) -> Error {
+    Error::Bind { api: api.name(), address, source }
 }

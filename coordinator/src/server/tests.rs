@@ -1,11 +1,15 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::chat::compat::Compat;
 use crate::election::ElectionOptions;
-use crate::options::{AdminOptions, BatchLimits, FileLimits, Limits, Secret};
+use crate::options::{
+    AdminOptions, BatchLimits, ConnectionLimits, FileLimits, Limits, Secret, Tls,
+};
 use crate::testing::{self, KEY, ModelDir};
+
+mod attacks;
 
 struct Setup {
     model: ModelDir,
@@ -21,6 +25,8 @@ impl Setup {
         Options {
             http: ([127, 0, 0, 1], 0).into(),
             grpc: ([127, 0, 0, 1], 0).into(),
+            tls: Tls::default(),
+            connections: ConnectionLimits::default(),
             data_dir: self.data.path().join("new"),
             database_url: None,
             models: vec![self.model.options()],

@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::io::Write as _;
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +16,7 @@ use switchyard_moe::ids::{EpRank, GroupEpoch};
 use tokio::time::Instant;
 
 use self::link::{At, Ended, Link, Stop};
+use self::wire::Wire;
 use super::failure::Failure;
 use super::{AbortHandle, AllToAll, Error, Phase};
 use crate::metric_definitions as metric;
@@ -25,6 +25,7 @@ mod frame;
 mod hello;
 mod link;
 mod listener;
+mod wire;
 
 pub use self::frame::FRAME_BYTES_MAX;
 pub use self::listener::{Group, JoinError, Listener};
@@ -51,19 +52,17 @@ pub struct Tcp {
 // === impl Tcp ===
 
 impl Tcp {
-    /// Makes a collective of connected streams, `[world_size]` with `None` at `rank`.
+    /// Makes a collective of connections that do not block, `[world_size]` with `None` at `rank`.
     fn assemble(
         group: &Group,
-        streams: impl IntoIterator<Item = Option<TcpStream>>,
+        wires: impl IntoIterator<Item = Option<Wire>>,
     ) -> std::io::Result<Self> {
         let (waker, woken) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
         let mut links = Vec::new();
-        for (peer, stream) in (0..).map(EpRank).zip(streams) {
-            let Some(stream) = stream else { continue };
-            stream.set_nonblocking(true)?;
-            stream.set_nodelay(true)?;
-            links.push(Link::new(peer, stream, metric::link_meters(peer)));
+        for (peer, wire) in (0..).map(EpRank).zip(wires) {
+            let Some(wire) = wire else { continue };
+            links.push(Link::new(peer, wire, metric::link_meters(peer)));
         }
         Ok(Self {
             rank: group.rank,
@@ -155,7 +154,7 @@ impl Tcp {
             events.set(PollFlags::OUT, !link.has_sent());
             // A link that wants nothing must not be polled: its end would be reported again and again.
             if !events.is_empty() {
-                fds.push(PollFd::new(&link.stream, events));
+                fds.push(PollFd::new(link.wire.socket(), events));
             }
         }
         wait_for(&mut fds, limit);
@@ -206,7 +205,7 @@ impl Tcp {
                 .links
                 .iter()
                 .filter(|link| link.takes_more && link.ended.is_none())
-                .map(|link| PollFd::new(&link.stream, PollFlags::OUT))
+                .map(|link| PollFd::new(link.wire.socket(), PollFlags::OUT))
                 .collect();
             let left = FAREWELL.saturating_sub(began.elapsed());
             if fds.is_empty() || left.is_zero() {

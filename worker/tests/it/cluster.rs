@@ -191,6 +191,7 @@ pub(crate) fn options(coordinator: SocketAddr, world_size: usize) -> Options {
         control_addr: any,
         data_addr: any,
         advertise_host: None,
+        tls: None,
         num_threads: NonZeroUsize::MIN,
         exchange_deadline: Duration::from_secs(30),
     }

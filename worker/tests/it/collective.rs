@@ -8,10 +8,11 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use proptest::prelude::*;
 use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
-use switchyard_worker::collective::tcp::Group;
+use switchyard_tls::Role;
+use switchyard_worker::collective::tcp::{Group, Listener};
 use switchyard_worker::collective::{AllToAll, Direction, Error, Phase, local};
 
-use super::mesh::{addresses, group, listeners, runtime};
+use super::mesh::{addresses, group, listeners, member, runtime, secured_listeners};
 use tokio::time::Instant;
 
 type Collective = Box<dyn AllToAll<Buffer = Vec<u8>>>;
@@ -32,8 +33,19 @@ fn local_fabric(world_size: usize, deadline: Duration) -> Vec<Collective> {
 }
 
 fn tcp_fabric(world_size: usize, deadline: Duration) -> Vec<Collective> {
+    mesh(deadline, async || listeners(world_size).await)
+}
+
+fn tls_fabric(world_size: usize, deadline: Duration) -> Vec<Collective> {
+    mesh(deadline, async || {
+        let (_authority, security) = member(Role::Worker).await;
+        secured_listeners(world_size, &security).await
+    })
+}
+
+fn mesh(deadline: Duration, listeners: impl AsyncFn() -> Vec<Listener>) -> Vec<Collective> {
     runtime().block_on(async {
-        let listeners = listeners(world_size).await;
+        let listeners = listeners().await;
         let peers = addresses(&listeners);
         let joins = listeners.iter().zip(0..).map(|(listener, rank)| {
             let group = group(1, rank, peers.clone());
@@ -96,6 +108,7 @@ macro_rules! conformance {
 conformance! {
     over_local = local_fabric,
     over_tcp = tcp_fabric,
+    over_tls = tls_fabric,
 }
 
 fn phase(index: u64) -> Phase {

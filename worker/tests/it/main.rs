@@ -3,6 +3,7 @@
 
 mod collective;
 mod mesh;
+mod attacks;
 mod cluster;
 mod service;
 mod lifecycle;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use switchyard_moe::ids::{EpRank, GroupEpoch, StepId};
+use switchyard_tls::testing::Authority;
+use switchyard_tls::{Role, Security, Usage};
 use switchyard_worker::collective::tcp::{FRAME_BYTES_MAX, Group, JoinError, Listener, Tcp};
 use switchyard_worker::collective::{self, AllToAll as _, Direction, Phase};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,8 +21,25 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 }
 
 pub(crate) async fn listeners(world_size: usize) -> Vec<Listener> {
+    secured_listeners(world_size, &Security::Plain).await
+}
+
+/// A process with a role in a cluster of its own, and the cluster's authority.
+pub(crate) async fn member(role: Role) -> (Authority, Security) {
+    let authority = Authority::new();
+    let security = secured(&authority, role).await;
+    (authority, security)
+}
+
+/// A process with a role in the cluster of an authority.
+pub(crate) async fn secured(authority: &Authority, role: Role) -> Security {
+    let files = authority.member(role);
+    Security::open(Some(&files), Usage::Cluster(role)).await.unwrap()
+}
+
+pub(crate) async fn secured_listeners(world_size: usize, security: &Security) -> Vec<Listener> {
     let any = "127.0.0.1:0".parse().unwrap();
-    try_join_all((0..world_size).map(|_| Listener::bind(any))).await.unwrap()
+    try_join_all((0..world_size).map(|_| Listener::bind(any, security))).await.unwrap()
 }
 
 pub(crate) fn addresses(listeners: &[Listener]) -> Vec<String> {
@@ -47,7 +66,7 @@ async fn form(epoch: u64, listeners: &[Listener]) -> Result<Vec<Tcp>, JoinError>
 }
 
 /// A well-formed hello, byte by byte as the protocol documents it.
-fn hello(from: u32, to: u32, epoch: u64) -> Vec<u8> {
+pub(crate) fn hello(from: u32, to: u32, epoch: u64) -> Vec<u8> {
     let mut bytes = b"SWYHELLO\x01\0\0\0".to_vec();
     for word in [from, to, 2] {
         bytes.extend_from_slice(&word.to_le_bytes());
@@ -67,7 +86,7 @@ async fn say(listener: &Listener, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-fn refusal(answer: &[u8]) -> &str {
+pub(crate) fn refusal(answer: &[u8]) -> &str {
     assert_eq!(answer[0], 1, "{answer:?}");
     std::str::from_utf8(&answer[3..]).unwrap()
 }

@@ -9,6 +9,7 @@ use switchyard_proto::worker::{
     DescribeRequest, DescribeResponse, FormGroupRequest, LoadProgress, LoadRequest, RankBatch,
     StepOutput,
 };
+use switchyard_tls::{Role, Security, Service};
 use tokio::sync::mpsc;
 use tokio::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,9 +24,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Largest message from a worker. A step's samples with 20 alternatives each fit many times over.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Dials workers over plain HTTP/2.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct GrpcConnector;
+/// Dials workers over HTTP/2, with TLS or without.
+#[derive(Clone, Debug)]
+pub struct GrpcConnector {
+    connector: switchyard_tls::Connector,
+}
 
 /// A connection to one worker.
 #[derive(Clone, Debug)]
@@ -35,6 +38,14 @@ struct GrpcLink {
 
 // === impl GrpcConnector ===
 
+impl GrpcConnector {
+    /// Dials with `security`. With TLS, whoever answers must be a worker.
+    #[must_use]
+    pub fn new(security: &Security) -> Self {
+        Self { connector: security.connector(Service::Control, Role::Worker) }
+    }
+}
+
 impl Connector for GrpcConnector {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn RankLink>, Error>> {
         Box::pin(async move {
@@ -42,10 +53,9 @@ impl Connector for GrpcConnector {
                 Error::Failed(format!("its control address {address:?} is not host:port"))
             })?;
             let channel = endpoint
-                .tcp_nodelay(true)
                 .http2_keep_alive_interval(KEEP_ALIVE)
                 .keep_alive_timeout(KEEP_ALIVE)
-                .connect()
+                .connect_with_connector(self.connector.service())
                 .await
                 .map_err(|error| Error::Lost(chain(&error)))?;
             let client = WorkerClient::new(channel)

@@ -13,7 +13,7 @@ use crate::auth::{Account, KeyId};
 use crate::chat;
 use crate::chat::invalid::{Invalid, InvalidCode};
 use crate::files::{self, Files, NewFile, Purpose, Upload};
-use crate::http::{Context, Error};
+use crate::http::{Context, Error, body};
 
 /// Longest value of a field that is no file, in bytes.
 const TEXT_LEN_MAX: usize = 4096;
@@ -54,6 +54,7 @@ pub(in crate::http) async fn create(
     request: Request,
 ) -> Result<Json<FileObject>, Error> {
     check_content_type(&request)?;
+    body::check_content_encoding(request.headers())?;
     let form = Multipart::from_request(request, &()).await.map_err(|error| {
         let what = format!("cannot be read as a form: {}", error.body_text());
         chat::Error::from(Invalid::new(InvalidCode::Value, "body", &what))

@@ -48,7 +48,7 @@ const STATUSES: [(StatusCode, &str, &str); 11] = [
     (
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "UnsupportedMediaType",
-        "The body is of another kind, by its content type, than the route takes.",
+        "The body is of another kind, by its content type, than the route takes, or compressed.",
     ),
     (
         StatusCode::TOO_MANY_REQUESTS,

@@ -312,3 +312,41 @@ async fn a_client_that_leaves_while_sending_reaches_nothing() {
     assert!(futures::FutureExt::now_or_never(request).is_none());
     assert!(fixture.engine.take_requests().is_empty());
 }
+
+#[tokio::test]
+async fn compressed_bodies_are_not_unpacked() {
+    let fixture = Fixture::new().await;
+    for path in ["/v1/chat/completions", "/v1/messages", "/v1/batches"] {
+        for encoding in ["gzip", "br", "identity, gzip", "zstd"] {
+            let mut request = post_to(path, vec![0x1f, 0x8b, 8, 0]);
+            request.headers_mut().insert("content-encoding", encoding.parse().unwrap());
+            let answer = fixture.send(request).await;
+            assert_eq!(answer.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{path} {encoding}");
+        }
+    }
+    let mut request = post("{}");
+    request.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+    let answer = fixture.send(request).await;
+    assert_eq!(answer.error(), (415, "unsupported_content_encoding".into(), None));
+    fixture.engine.answer(&testing::ids("ok"));
+    let mut request = chat_request(&json!({}));
+    request.headers_mut().insert("content-encoding", "identity".parse().unwrap());
+    assert_eq!(fixture.send(request).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn deeply_nested_json_is_refused() {
+    let fixture = Fixture::new().await;
+    for depth in [1_000, 1_000_000] {
+        let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let within = format!("{{\"model\": \"{MODEL}\", \"messages\": {nested}}}");
+        for body in [nested, within, "{\"a\":".repeat(depth)] {
+            for path in ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions"]
+            {
+                let answer = fixture.send(post_to(path, body.clone())).await;
+                assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path} {depth}");
+            }
+        }
+    }
+    assert!(fixture.engine.take_requests().is_empty());
+}

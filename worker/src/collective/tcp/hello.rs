@@ -85,7 +85,9 @@ pub(super) struct NotAHello;
 
 /// Answers that the dialling rank is now a peer.
 pub(super) async fn welcome(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-    stream.write_all(&[0, 0, 0]).await
+    stream.write_all(&[0, 0, 0]).await?;
+    // TLS may hold bytes back, and the stream leaves the runtime.
+    stream.flush().await
 }
 
 /// Answers why the dialling rank cannot be a peer.
@@ -97,7 +99,8 @@ pub(super) async fn refuse(
     let mut answer = vec![1];
     answer.extend_from_slice(&(message.len() as u16).to_le_bytes());
     answer.extend_from_slice(message);
-    stream.write_all(&answer).await
+    stream.write_all(&answer).await?;
+    stream.flush().await
 }
 
 /// Reads the answer: the inner error is the refusal.

@@ -1,13 +1,13 @@
 //! One connection to one peer, seen from the thread that exchanges. Nothing here waits.
 
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind, IoSlice};
 
 use switchyard_moe::ids::{EpRank, GroupEpoch};
 
 use super::super::failure::Failure;
 use super::super::{Error, Phase};
 use super::frame::{self, HEADER_BYTES, Header, Kind, NOTICE_BYTES_MAX};
+use super::wire::Wire;
 use crate::metric_definitions::LinkMeters;
 
 /// Bytes read from a socket at once, so that a small frame takes one read for header and rows.
@@ -20,7 +20,7 @@ const _: () = assert!(STAGING_BYTES >= 2 * (HEADER_BYTES + NOTICE_BYTES_MAX));
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) peer: EpRank,
-    pub(super) stream: TcpStream,
+    pub(super) wire: Wire,
     /// Bytes read but not yet used: `staging[begin..end]`.
     staging: Box<[u8]>,
     begin: usize,
@@ -75,10 +75,10 @@ pub(super) enum Stop {
 // === impl Link ===
 
 impl Link {
-    pub(super) fn new(peer: EpRank, stream: TcpStream, meters: LinkMeters) -> Self {
+    pub(super) fn new(peer: EpRank, wire: Wire, meters: LinkMeters) -> Self {
         Self {
             peer,
-            stream,
+            wire,
             staging: vec![0; STAGING_BYTES].into_boxed_slice(),
             begin: 0,
             end: 0,
@@ -110,7 +110,7 @@ impl Link {
     }
 
     pub(super) fn has_sent(&self) -> bool {
-        self.sent == self.to_send
+        self.sent == self.to_send && !self.wire.has_unsent()
     }
 
     pub(super) fn has_received(&self) -> bool {
@@ -131,9 +131,12 @@ impl Link {
     pub(super) fn send(&mut self, rows: &[u8]) -> Result<(), Stop> {
         while self.takes_more && !self.has_sent() {
             let wrote = match self.sent.checked_sub(HEADER_BYTES) {
-                None => (&self.stream)
-                    .write_vectored(&[IoSlice::new(&self.header[self.sent..]), IoSlice::new(rows)]),
-                Some(done) => (&self.stream).write(&rows[done..]),
+                None => {
+                    let header = IoSlice::new(&self.header[self.sent..]);
+                    self.wire.write(&[header, IoSlice::new(rows)])
+                }
+                Some(done) if done < rows.len() => self.wire.write(&[IoSlice::new(&rows[done..])]),
+                Some(_) => self.wire.flush().map(|()| 0),
             };
             match wrote {
                 Ok(num_bytes) => {
@@ -155,7 +158,7 @@ impl Link {
     pub(super) fn notify(&mut self, notice: &[u8]) {
         if self.has_sent() && self.takes_more {
             // A peer that cannot take a few bytes will learn of the end by the connection's end.
-            let _ = (&self.stream).write(notice);
+            let _ = self.wire.write(&[IoSlice::new(notice)]);
             self.takes_more = false;
         }
     }
@@ -212,8 +215,10 @@ impl Link {
         while self.ended.is_none() && self.peek_header()?.is_none() {
             match self.fill() {
                 Ok(true) => {}
+                // Said at once: the peer, told by TLS, is about to go.
+                Err(stop @ Stop::Wrong(_)) => return Err(stop),
                 // An end after the rows of this phase is the next phase's business.
-                Ok(false) | Err(_) => break,
+                Ok(false) | Err(Stop::Gone | Stop::Told(_)) => break,
             }
         }
         Ok(())
@@ -248,10 +253,10 @@ impl Link {
             self.begin += num_bytes;
             num_bytes
         } else {
-            match read(&self.stream, missing) {
+            match self.wire.read(missing) {
                 Ok(Some(num_bytes)) => num_bytes,
                 Ok(None) => return Ok(false),
-                Err(_) => return Err(self.end_within(true)),
+                Err(error) => return Err(self.broken(&error, true)),
             }
         };
         self.inbound = Inbound::Rows { len: rows.len(), filled: filled + num_bytes };
@@ -262,17 +267,26 @@ impl Link {
     fn fill(&mut self) -> Result<bool, Stop> {
         self.staging.copy_within(self.begin..self.end, 0);
         (self.begin, self.end) = (0, self.end - self.begin);
-        match read(&self.stream, &mut self.staging[self.end..]) {
+        match self.wire.read(&mut self.staging[self.end..]) {
             Ok(Some(num_bytes)) => {
                 self.end += num_bytes;
                 Ok(true)
             }
             Ok(None) => Ok(false),
-            Err(_) => {
+            Err(error) => {
                 let within = self.staged() > 0;
-                Err(self.end_within(within))
+                Err(self.broken(&error, within))
             }
         }
+    }
+
+    /// Why nothing can be read any more, within a frame or between two.
+    fn broken(&mut self, error: &io::Error, within: bool) -> Stop {
+        if error.kind() == ErrorKind::InvalidData {
+            // Forged, damaged or replayed on its way: the peer itself does not send such bytes.
+            return self.malformed(format!("TLS refuses its bytes: {error}"));
+        }
+        self.end_within(within)
     }
 
     fn end_within(&mut self, frame: bool) -> Stop {
@@ -325,17 +339,4 @@ fn make_room(rows: &mut Vec<u8>, len: u64) -> Result<(), String> {
     }
     rows.resize(len, 0);
     Ok(())
-}
-
-/// Reads what is there: `None` if nothing is, an error at the end.
-fn read(mut stream: &TcpStream, into: &mut [u8]) -> io::Result<Option<usize>> {
-    loop {
-        match stream.read(into) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(num_bytes) => return Ok(Some(num_bytes)),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use switchyard_moe::ids::{EpRank, GroupEpoch};
-use tokio::io::AsyncReadExt as _;
+use switchyard_tls::{Acceptor, Connector, Role, Security, Service, Stream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -15,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, debug, debug_span, warn};
 
 use super::hello::{self, HELLO_BYTES, Hello};
+use super::wire::Wire;
 use super::{Tcp, frame};
 
 /// Time that a connecting peer has to say hello.
@@ -36,6 +38,7 @@ const _: () = assert!(frame::FRAME_BYTES_MAX <= usize::MAX as u64 / 2);
 pub struct Listener {
     local_addr: SocketAddr,
     forming: watch::Sender<Forming>,
+    connector: Connector,
     _accepting: AbortOnDropHandle<()>,
 }
 
@@ -126,22 +129,26 @@ struct Forming {
 #[derive(Clone, Debug)]
 struct Open {
     group: Arc<Group>,
-    joined: mpsc::Sender<(EpRank, TcpStream)>,
+    joined: mpsc::Sender<(EpRank, Stream)>,
 }
 
 // === impl Listener ===
 
 impl Listener {
-    /// Binds `address`; port 0 takes a free one. Must be called within a tokio runtime.
+    /// Binds `address`; port 0 takes a free one. With TLS all peers must be workers of the cluster. Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// The operating system's, for instance because the port is in use.
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub async fn bind(address: SocketAddr, security: &Security) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let local_addr = listener.local_addr()?;
         let (forming, _) = watch::channel(Forming { epoch: GroupEpoch(0), open: None });
-        let accepting = tokio::spawn(accept(listener, forming.clone()));
-        Ok(Self { local_addr, forming, _accepting: AbortOnDropHandle::new(accepting) })
+        let acceptor = security.acceptor(Service::Data);
+        let accepting = tokio::spawn(accept(listener, acceptor, forming.clone()));
+        let connector = security.connector(Service::Data, Role::Worker);
+        let _accepting = AbortOnDropHandle::new(accepting);
+        Ok(Self { local_addr, forming, connector, _accepting })
     }
 
     /// The address bound.
@@ -160,7 +167,8 @@ impl Listener {
         let deadline = Instant::now() + limit;
         let group = Arc::new(group);
         let mut joined = self.open(&group)?;
-        let dials = (0..group.rank.0).map(|peer| dial(&group, EpRank(peer), deadline));
+        let connector = &self.connector;
+        let dials = (0..group.rank.0).map(|peer| dial(&group, connector, EpRank(peer), deadline));
         let dialled = async { try_join_all(dials).await };
         let accepted = gather(&group, &mut joined, deadline);
         let result = tokio::try_join!(dialled, accepted);
@@ -168,15 +176,15 @@ impl Listener {
         let (below, above) = result?;
 
         let streams = below.into_iter().map(Some).chain([None]).chain(above.into_iter().map(Some));
-        let streams = streams.map(|stream| stream.map(TcpStream::into_std).transpose());
-        let streams: io::Result<Vec<_>> = streams.collect();
-        streams
-            .and_then(|streams| Tcp::assemble(&group, streams))
+        let wires = streams.map(|stream| stream.map(wire).transpose());
+        let wires: io::Result<Vec<_>> = wires.collect();
+        wires
+            .and_then(|wires| Tcp::assemble(&group, wires))
             .map_err(|source| JoinError::Io { epoch, source })
     }
 
     /// Makes `group` the one that connecting peers join.
-    fn open(&self, group: &Arc<Group>) -> Result<mpsc::Receiver<(EpRank, TcpStream)>, JoinError> {
+    fn open(&self, group: &Arc<Group>) -> Result<mpsc::Receiver<(EpRank, Stream)>, JoinError> {
         let epoch = group.epoch;
         let (sender, joined) = mpsc::channel(group.peers.len());
         let mut newest = GroupEpoch(0);
@@ -203,14 +211,20 @@ impl Listener {
     }
 }
 
+/// Takes a connection out of the runtime. What the runtime accepts or dials does not block, and stays so.
+fn wire(stream: Stream) -> io::Result<Wire> {
+    let (socket, tls) = stream.into_std()?;
+    Ok(Wire::new(socket, tls))
+}
+
 // === the ranks above ===
 
 /// Waits for the streams of all ranks above this one, ascending.
 async fn gather(
     group: &Group,
-    joined: &mut mpsc::Receiver<(EpRank, TcpStream)>,
+    joined: &mut mpsc::Receiver<(EpRank, Stream)>,
     deadline: Instant,
-) -> Result<Vec<TcpStream>, JoinError> {
+) -> Result<Vec<Stream>, JoinError> {
     let epoch = group.epoch;
     let first = group.rank.0 + 1;
     let mut streams: Vec<_> = (first as usize..group.peers.len()).map(|_| None).collect();
@@ -227,13 +241,13 @@ async fn gather(
 }
 
 /// Accepts connections for as long as the listener lives.
-async fn accept(listener: TcpListener, forming: watch::Sender<Forming>) {
+async fn accept(listener: TcpListener, acceptor: Acceptor, forming: watch::Sender<Forming>) {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&strangers).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, address)) => {
-                let greeting = greet(stream, forming.subscribe());
+                let greeting = greet(stream, acceptor.clone(), forming.subscribe());
                 let span = debug_span!("collective.accept", %address);
                 tokio::spawn(async move {
                     greeting.instrument(span).await;
@@ -249,9 +263,9 @@ async fn accept(listener: TcpListener, forming: watch::Sender<Forming>) {
 }
 
 /// Makes a peer of a connection, or refuses it.
-async fn greet(mut stream: TcpStream, mut forming: watch::Receiver<Forming>) {
-    let hello = match read_hello(&mut stream).await {
-        Ok(hello) => hello,
+async fn greet(stream: TcpStream, acceptor: Acceptor, mut forming: watch::Receiver<Forming>) {
+    let (mut stream, hello) = match meet(stream, &acceptor).await {
+        Ok(met) => met,
         Err(reason) => {
             debug!("closed: {reason}");
             return;
@@ -272,25 +286,33 @@ async fn greet(mut stream: TcpStream, mut forming: watch::Receiver<Forming>) {
     }
 }
 
-/// Reads what a connection says of itself: a hello, or why its speaker is refused. The error says why the connection is
-/// not answered at all.
-async fn read_hello(stream: &mut TcpStream) -> Result<Result<Hello, String>, &'static str> {
-    let mut bytes = [0; HELLO_BYTES];
-    match timeout(HELLO_DEADLINE, stream.read_exact(&mut bytes)).await {
-        Ok(Ok(_)) => Hello::decode(&bytes).map_err(|_| "not a rank"),
-        Ok(Err(_)) | Err(_) => Err("no hello in time"),
-    }
+/// Shakes hands and reads what a connection says of itself: a hello, or why its speaker is refused. The error says why the
+/// connection is not answered at all.
+async fn meet(
+    stream: TcpStream,
+    acceptor: &Acceptor,
+) -> Result<(Stream, Result<Hello, String>), String> {
+    let met = timeout(HELLO_DEADLINE, async {
+        let mut stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
+        stream.peer().check(Role::Worker).map_err(|refused| refused.to_string())?;
+        let mut bytes = [0; HELLO_BYTES];
+        stream.read_exact(&mut bytes).await.map_err(|error| error.to_string())?;
+        Ok((stream, bytes))
+    });
+    let (stream, bytes) = met.await.unwrap_or_else(|_| Err("no hello in time".to_owned()))?;
+    let hello = Hello::decode(&bytes).map_err(|_| "not a rank".to_owned())?;
+    Ok((stream, hello))
 }
 
 /// Waits until this rank forms the epoch of `hello`, and finds its place there.
 async fn admit(
     hello: &Hello,
-    stream: &TcpStream,
+    stream: &Stream,
     forming: &mut watch::Receiver<Forming>,
-) -> Result<(EpRank, mpsc::OwnedPermit<(EpRank, TcpStream)>), String> {
+) -> Result<(EpRank, mpsc::OwnedPermit<(EpRank, Stream)>), String> {
     let coming = forming.wait_for(|forming| forming.epoch >= hello.epoch);
     let mut probe = [0; 1];
-    let hung_up = stream.peek(&mut probe);
+    let hung_up = stream.socket().peek(&mut probe);
     let open = tokio::select! {
         known = timeout(COMING_EPOCH_WAIT, coming) => match known {
             Ok(Ok(forming)) => forming.clone(),
@@ -337,13 +359,18 @@ fn check(hello: &Hello, group: &Group) -> Result<(), String> {
 // === the ranks below ===
 
 /// Connects to `peer`, again and again until the deadline.
-async fn dial(group: &Group, peer: EpRank, deadline: Instant) -> Result<TcpStream, JoinError> {
+async fn dial(
+    group: &Group,
+    connector: &Connector,
+    peer: EpRank,
+    deadline: Instant,
+) -> Result<Stream, JoinError> {
     let address = &group.peers[peer.0 as usize];
     let (epoch, mut last) = (group.epoch, None);
     let mut pause = DIAL_PAUSE_MIN;
     let attempts = async {
         loop {
-            match dial_once(group, peer).await {
+            match dial_once(group, connector, peer).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(message)) => {
                     let address = address.clone();
@@ -365,9 +392,12 @@ async fn dial(group: &Group, peer: EpRank, deadline: Instant) -> Result<TcpStrea
 }
 
 /// One attempt: the inner error is the peer's refusal.
-async fn dial_once(group: &Group, peer: EpRank) -> io::Result<Result<TcpStream, String>> {
-    let mut stream = TcpStream::connect(&group.peers[peer.0 as usize]).await?;
-    stream.set_nodelay(true)?;
+async fn dial_once(
+    group: &Group,
+    connector: &Connector,
+    peer: EpRank,
+) -> io::Result<Result<Stream, String>> {
+    let mut stream = connector.connect(&group.peers[peer.0 as usize]).await?;
     let hello = Hello {
         from: group.rank,
         to: peer,
@@ -375,6 +405,7 @@ async fn dial_once(group: &Group, peer: EpRank) -> io::Result<Result<TcpStream, 
         epoch: group.epoch,
         fingerprint: group.fingerprint,
     };
-    tokio::io::AsyncWriteExt::write_all(&mut stream, &hello.encode()).await?;
+    stream.write_all(&hello.encode()).await?;
+    stream.flush().await?;
     Ok(hello::answer(&mut stream).await?.map(|()| stream))
 }
