@@ -9,14 +9,15 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Subcommand;
 use jiff::civil::Date;
+use switchyard_coordinator::auth::audit::{self, Action as AuditAction, Actor, Entry};
 use switchyard_coordinator::auth::report::{GroupBy, Query};
-use switchyard_coordinator::auth::{KeyChange, KeyId, KeyStore};
+use switchyard_coordinator::auth::{KeyChange, KeyId, KeyRecord, KeyStore};
 use switchyard_coordinator::http::admin::{KeyObject, UsageObject};
 use switchyard_coordinator::options::default_database_url;
 
 use crate::config::Invalid;
 use crate::data_dir::DataDir;
-use crate::terminal;
+use crate::{telemetry, terminal};
 use terms::{ChangeArgs, NewArgs};
 
 /// Arguments of `switchyard keys`.
@@ -100,7 +101,9 @@ struct UsageArgs {
 ///
 /// # Errors
 /// The key database cannot be used, or there is no such key.
-pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args, log: &telemetry::Args) -> anyhow::Result<ExitCode> {
+    // What is done here is recorded as what is done over the admin API.
+    let _telemetry = telemetry::init(log, "switchyard-keys", "audit=info", telemetry::to_stderr())?;
     let url = match args.database_url {
         Some(url) => url,
         None => {
@@ -115,13 +118,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Action::List { json } => list(&store, json).await?,
         Action::Update { id, change } => {
             let change = change.resolve(store.clock().unix_seconds())?;
-            let record = store.update(KeyId::new(id), &change).await?;
+            let record = update(&store, id, &change).await?;
             terminal::line(show::keys(&[record], store.clock().unix_seconds()));
         }
         Action::Enable { id } => switch(&store, id, true).await?,
         Action::Disable { id } => switch(&store, id, false).await?,
         Action::Revoke { id } => {
-            let record = store.revoke(KeyId::new(id)).await?;
+            let id = KeyId::new(id);
+            let revoked = store.revoke(id).await;
+            audit(AuditAction::RevokeKey, Some(id), Vec::new(), revoked.is_ok());
+            let record = revoked?;
             terminal::note(format_args!("key {} ({}…) is revoked", record.id, record.prefix));
         }
         Action::Usage(args) => usage(&store, args).await?,
@@ -131,7 +137,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn create(store: &KeyStore, new: &NewArgs) -> anyhow::Result<()> {
     let terms = new.resolve(store.clock().unix_seconds())?;
-    let (record, key) = store.create(&terms).await.context("no key was made")?;
+    let created = store.create(&terms).await;
+    let id = created.as_ref().ok().map(|(record, _)| record.id);
+    audit(AuditAction::CreateKey, id, Vec::new(), created.is_ok());
+    let (record, key) = created.context("no key was made")?;
     terminal::line(key.expose());
     terminal::note(format_args!(
         "key {} is stored as a hash only: it cannot be shown again",
@@ -153,9 +162,23 @@ async fn list(store: &KeyStore, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn update(store: &KeyStore, id: i64, change: &KeyChange) -> anyhow::Result<KeyRecord> {
+    let id = KeyId::new(id);
+    let updated = store.update(id, change).await;
+    audit(AuditAction::UpdateKey, Some(id), change.fields(), updated.is_ok());
+    Ok(updated?)
+}
+
+/// The line in the log.
+fn audit(action: AuditAction, key: Option<KeyId>, fields: Vec<&'static str>, done: bool) {
+    let actor = Actor::CommandLine(rustix::process::getuid().as_raw());
+    let outcome = if done { audit::OK } else { audit::FAILED };
+    Entry { actor, action, key, fields, outcome }.log();
+}
+
 async fn switch(store: &KeyStore, id: i64, active: bool) -> anyhow::Result<()> {
     let change = KeyChange { active: Some(active), ..KeyChange::default() };
-    let record = store.update(KeyId::new(id), &change).await?;
+    let record = update(store, id, &change).await?;
     let state = record.state(store.clock().unix_seconds());
     terminal::note(format_args!("key {} ({}…) is {state}", record.id, record.prefix));
     Ok(())

@@ -123,7 +123,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(args, &cli.log).await,
         Command::Chat(args) => chat::run(args).await,
         Command::Status(args) => status::run(args).await,
-        Command::Keys(args) => keys::run(args).await,
+        Command::Keys(args) => keys::run(args, &cli.log).await,
         Command::Coordinator(args) => coordinator::run(args, &cli.log).await,
         Command::Worker(args) => worker::run(args, &cli.log).await,
         Command::Verify(args) => tokio::task::block_in_place(|| verify::run(args)),

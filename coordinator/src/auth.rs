@@ -5,6 +5,7 @@
 //! - [`Accounts`]: the way past the door; limits per minute and at once.
 //! - [`ledger`]: tokens used, durable before the client is told of them.
 //! - [`report`]: what was used, summed up.
+//! - [`failures`]: who was not let in; [`audit`]: who changed what.
 //!
 //! Only the SHA-256 of a key is stored. A slow password hash would add nothing: a key carries 192 random bits,
 //! so its hash cannot be searched, and a check must cost microseconds because every request does one.
@@ -15,6 +16,8 @@ pub mod account;
 pub mod accounts;
 pub mod ledger;
 pub mod report;
+pub mod failures;
+pub mod audit;
 mod cache;
 pub(crate) mod database;
 mod key;

@@ -9,12 +9,14 @@
 //!
 //! A batch's requests have a [`Tab`] in the ledger's place: their usage is recorded together with their answers.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use metrics::counter;
 use tokio::time::Instant;
 
 use super::account::{Account, Denied};
+use super::failures::{Door, Failures};
 use super::keys::KeyStore;
 use super::ledger::{self, Ledger, Tokens};
 use super::limiter::{Allowances, LimitKind, Limiter, Usage};
@@ -33,6 +35,7 @@ pub struct Accounts {
     limiter: Arc<Limiter>,
     ledger: Ledger,
     clock: Clock,
+    failures: Failures,
 }
 
 /// The right to one request at a time. The request is over when the last clone is dropped.
@@ -76,7 +79,10 @@ impl Accounts {
     pub fn new(keys: KeyStore) -> (Self, ledger::Writer) {
         let (ledger, writer) = Ledger::new(&keys);
         let clock = keys.clock().clone();
-        (Self { keys, limiter: Arc::default(), ledger, clock }, writer)
+        (
+            Self { keys, limiter: Arc::default(), ledger, clock, failures: Failures::default() },
+            writer,
+        )
     }
 
     /// The keys.
@@ -91,12 +97,35 @@ impl Accounts {
         &self.ledger
     }
 
+    /// Who was not let in.
+    #[must_use]
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
     /// Who holds this key.
     ///
     /// # Errors
     /// [`Denied::Unknown`], [`Denied::Expired`], [`Denied::Inactive`], or the database's.
     pub async fn authenticate(&self, bearer: &str) -> Result<Account, AdmitError> {
         self.keys.check(bearer).await
+    }
+
+    /// As [`Self::authenticate`], for whoever stands at a door; failures are noted.
+    ///
+    /// # Errors
+    /// As [`Self::authenticate`].
+    pub async fn authenticate_at(
+        &self,
+        door: Door,
+        peer: Option<SocketAddr>,
+        bearer: &str,
+    ) -> Result<Account, AdmitError> {
+        let account = self.keys.check(bearer).await;
+        if let Err(AdmitError::Denied(denied)) = &account {
+            self.failures.note_denied(door, denied, peer);
+        }
+        account
     }
 
     /// Lets a request begin that will compute something.

@@ -99,6 +99,26 @@ pub enum Change<T> {
     Set(T),
 }
 
+// === impl KeyChange ===
+
+impl KeyChange {
+    /// Names of what it touches, for the log.
+    #[must_use]
+    pub fn fields(&self) -> Vec<&'static str> {
+        let touched = [
+            ("name", self.name.is_some()),
+            ("active", self.active.is_some()),
+            ("models", self.models.is_some()),
+            ("expires_at", self.expires_at != Change::Keep),
+            ("requests_per_minute", self.requests_per_minute != Change::Keep),
+            ("tokens_per_minute", self.tokens_per_minute != Change::Keep),
+            ("concurrent_requests", self.concurrent_requests != Change::Keep),
+            ("monthly_tokens", self.monthly_tokens != Change::Keep),
+        ];
+        touched.into_iter().filter_map(|(name, touched)| touched.then_some(name)).collect()
+    }
+}
+
 // === impl KeyId ===
 
 impl KeyId {

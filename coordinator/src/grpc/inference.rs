@@ -1,5 +1,6 @@
 //! The methods of `switchyard.v1.Inference`.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -11,16 +12,16 @@ use switchyard_proto::inference::{
     ChatChunk, ChatRequest, ChatResponse, ListModelsRequest, ListModelsResponse, Model,
     TokenizeRequest, TokenizeResponse, tokenize_request,
 };
-use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 use tracing::Instrument as _;
 
 use super::{Error, request, response};
+use crate::auth::failures::{Door, Failure};
 use crate::auth::{Account, Accounts, Lease};
 use crate::chat::invalid::{Invalid, InvalidCode};
 use crate::chat::{self, Chat, Served};
-use crate::http::bearer;
 use crate::http::observe::{REQUEST_ID, request_id, request_span};
+use crate::http::{bearer, peer};
 use crate::metric_definitions as names;
 
 /// Metadata key of the client's key.
@@ -31,6 +32,12 @@ const AUTHORIZATION: &str = "authorization";
 pub struct Inference {
     chat: Arc<Chat>,
     accounts: Accounts,
+}
+
+/// What is known of whoever calls.
+struct Caller {
+    headers: HeaderMap,
+    peer: Option<SocketAddr>,
 }
 
 /// Messages of a streamed answer.
@@ -49,16 +56,16 @@ impl Inference {
     async fn call<T>(
         &self,
         method: &'static str,
-        metadata: MetadataMap,
+        caller: Caller,
         answer: impl AsyncFnOnce(Account) -> Result<T, Error>,
     ) -> Result<Response<T>, Status> {
-        let headers = metadata.into_headers();
+        let Caller { headers, peer } = caller;
         let id = request_id(&headers);
         let span = request_span("grpc.request", &headers);
         span.record("rpc.method", method);
         span.record("request.id", id.to_str().unwrap_or_default());
         let result = async {
-            let account = self.authenticate(&headers).await?;
+            let account = self.authenticate(&headers, peer).await?;
             answer(account).await
         }
         .instrument(span.clone())
@@ -78,10 +85,17 @@ impl Inference {
         Ok(response)
     }
 
-    async fn authenticate(&self, headers: &HeaderMap) -> Result<Account, Error> {
-        let header = headers.get(AUTHORIZATION).ok_or(Error::MissingKey)?;
-        let bearer = bearer(header.as_bytes()).ok_or(Error::MissingKey)?;
-        let account = self.accounts.authenticate(bearer).await?;
+    async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<SocketAddr>,
+    ) -> Result<Account, Error> {
+        let header = headers.get(AUTHORIZATION);
+        let Some(bearer) = header.and_then(|header| bearer(header.as_bytes())) else {
+            self.accounts.failures().note(Door::Grpc, Failure::Missing, peer);
+            return Err(Error::MissingKey);
+        };
+        let account = self.accounts.authenticate_at(Door::Grpc, peer, bearer).await?;
         tracing::Span::current().record("key.id", account.key_id().get());
         Ok(account)
     }
@@ -118,7 +132,7 @@ impl InferenceService for Inference {
     type ChatStream = ChatStream;
 
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<ChatStream>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (caller, message) = Caller::of(request);
         let answer = async |account: Account| {
             let lease = self.admit(&account)?;
             let request = request::convert(message, true).map_err(chat::Error::from)?;
@@ -133,14 +147,14 @@ impl InferenceService for Inference {
             });
             Ok(Box::pin(messages) as ChatStream)
         };
-        self.call("Chat", metadata, answer).await
+        self.call("Chat", caller, answer).await
     }
 
     async fn complete(
         &self,
         request: Request<ChatRequest>,
     ) -> Result<Response<ChatResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (caller, message) = Caller::of(request);
         let answer = async |account: Account| {
             let lease = self.admit(&account)?;
             let request = request::convert(message, false).map_err(chat::Error::from)?;
@@ -148,27 +162,36 @@ impl InferenceService for Inference {
             let answer = self.chat.start(request.paid_by(lease)).await?;
             Ok(response::whole(answer.collect().await?))
         };
-        self.call("Complete", metadata, answer).await
+        self.call("Complete", caller, answer).await
     }
 
     async fn tokenize(
         &self,
         request: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        self.call("Tokenize", metadata, async |_| self.tokenize_input(message).await).await
+        let (caller, message) = Caller::of(request);
+        self.call("Tokenize", caller, async |_| self.tokenize_input(message).await).await
     }
 
     async fn list_models(
         &self,
         request: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
-        let (metadata, _, _) = request.into_parts();
+        let (caller, _) = Caller::of(request);
         let models = async |account: Account| {
             let models = self.chat.models().filter(|it| account.check_model(it.model.id()).is_ok());
             Ok(ListModelsResponse { models: models.map(model).collect() })
         };
-        self.call("ListModels", metadata, models).await
+        self.call("ListModels", caller, models).await
+    }
+}
+
+// === impl Caller ===
+
+impl Caller {
+    fn of<T>(request: Request<T>) -> (Self, T) {
+        let (metadata, extensions, message) = request.into_parts();
+        (Self { headers: metadata.into_headers(), peer: peer(&extensions) }, message)
     }
 }
 

@@ -1,17 +1,16 @@
 //! The admin API: status, keys and usage, for whoever runs the server.
 //!
-//! It is off unless it is given a key of its own, which no client's key is. Every change is a line in the log.
+//! It is off unless it is given a key of its own, which no client's key is. Every request for keys or usage is a line in the log.
 
 mod status;
 mod keys;
 mod usage;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
-use axum::http::Extensions;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::Method;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
@@ -20,7 +19,10 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio::time::Instant;
 
-use super::{Error, bearer};
+use super::error::Report;
+use super::{Error, bearer, peer};
+use crate::auth::audit::{self, Action, Actor, Entry};
+use crate::auth::failures::{Door, Failure, Failures};
 use crate::auth::{KeyId, KeyStore};
 use crate::chat::Chat;
 use crate::options::{AdminOptions, Limits};
@@ -44,6 +46,7 @@ pub struct Admin {
     limits: Arc<Limits>,
     chat: Arc<Chat>,
     started: Instant,
+    failures: Failures,
 }
 
 /// Something that the admin API cannot use.
@@ -56,9 +59,12 @@ pub struct Invalid {
     pub message: String,
 }
 
-/// Who makes a change, for the log.
-#[derive(Clone, Copy, Debug)]
-struct Actor(Option<SocketAddr>);
+/// What a request has changed, in its response's extensions.
+#[derive(Clone, Debug, Default)]
+struct Changed {
+    key: Option<KeyId>,
+    fields: Vec<&'static str>,
+}
 
 // === impl Admin ===
 
@@ -72,8 +78,8 @@ impl Admin {
         limits: Arc<Limits>,
     ) -> Self {
         let key_hash = Sha256::digest(options.key.expose()).into();
-        let has_listener = options.listen.is_some();
-        Self { keys, key_hash, has_listener, limits, chat, started: Instant::now() }
+        let (has_listener, failures) = (options.listen.is_some(), Failures::default());
+        Self { keys, key_hash, has_listener, limits, chat, started: Instant::now(), failures }
     }
 
     /// Whether the API has a listener of its own, and so is not on the main one.
@@ -103,45 +109,55 @@ pub(super) fn routes(admin: Admin) -> Router {
         .with_state(admin)
 }
 
+/// Lets the holder of the admin key pass, and records what became of the request.
 async fn authenticate(
     State(admin): State<Admin>,
-    mut request: Request,
+    matched: MatchedPath,
+    request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    let header = request.headers().get(AUTHORIZATION).ok_or(Error::AdminKey)?;
-    let key = bearer(header.as_bytes()).ok_or(Error::AdminKey)?;
-    let actor = Actor::new(request.extensions());
+    let peer = peer(request.extensions());
+    let header = request.headers().get(AUTHORIZATION);
+    let Some(key) = header.and_then(|header| bearer(header.as_bytes())) else {
+        admin.failures.note(Door::Admin, Failure::Missing, peer);
+        return Err(Error::AdminKey);
+    };
     if !admin.accepts(key) {
-        tracing::warn!(peer = actor.peer(), "the admin API was asked with a wrong key");
+        admin.failures.note(Door::Admin, Failure::Unknown, peer);
         return Err(Error::AdminKey);
     }
-    request.extensions_mut().insert(actor);
-    Ok(next.run(request).await)
+    let action = action(request.method(), matched.as_str());
+    let named = request.uri().path().rsplit('/').next().and_then(|id| id.parse().ok());
+    let response = next.run(request).await;
+    let changed = response.extensions().get::<Changed>().cloned().unwrap_or_default();
+    let report = response.extensions().get::<Report>();
+    if let Some(action) = action {
+        let entry = Entry {
+            actor: Actor::AdminKey(peer),
+            action,
+            key: changed.key.or(named.map(KeyId::new)),
+            fields: changed.fields,
+            outcome: report.map_or(audit::OK, |report| report.code),
+        };
+        entry.log();
+    }
+    Ok(response)
 }
 
-// === impl Actor ===
-
-impl Actor {
-    fn new(extensions: &Extensions) -> Self {
-        Self(extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0))
-    }
-
-    fn peer(self) -> Option<tracing::field::DisplayValue<SocketAddr>> {
-        self.0.map(tracing::field::display)
-    }
-
-    /// The line in the log for a change that was made. The request's id is in the span around it.
-    fn did(self, action: &'static str, key: KeyId, fields: &str) {
-        tracing::info!(
-            target: "switchyard_audit",
-            by = "admin key",
-            peer = self.peer(),
-            action,
-            key.id = key.get(),
-            fields,
-            "key changed"
-        );
-    }
+/// What a request is in the record. The status is asked for every second and says nothing of keys: it is not in it.
+fn action(method: &Method, path: &str) -> Option<Action> {
+    let [status, keys, key, usage] = PATHS;
+    let action = match (method.as_str(), path) {
+        ("GET", path) if path == status => return None,
+        ("GET", path) if path == keys => Action::ListKeys,
+        ("POST", path) if path == keys => Action::CreateKey,
+        ("GET", path) if path == key => Action::ReadKey,
+        ("PATCH", path) if path == key => Action::UpdateKey,
+        ("DELETE", path) if path == key => Action::RevokeKey,
+        ("GET", path) if path == usage => Action::ReadUsage,
+        _ => Action::Other,
+    };
+    Some(action)
 }
 
 // === impl Invalid ===

@@ -16,7 +16,8 @@ use axum::response::{IntoResponse as _, Response};
 
 use http_body::{Frame, SizeHint};
 
-use super::{Error, bearer};
+use super::{Error, bearer, peer};
+use crate::auth::failures::{Door, Failure};
 use crate::auth::limiter::{Allowance, Allowances};
 use crate::auth::{Account, Accounts, Lease};
 
@@ -50,9 +51,13 @@ pub(super) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    let header = request.headers().get(AUTHORIZATION).ok_or(Error::MissingKey)?;
-    let bearer = bearer(header.as_bytes()).ok_or(Error::MissingKey)?;
-    let account = accounts.authenticate(bearer).await?;
+    let peer = peer(request.extensions());
+    let header = request.headers().get(AUTHORIZATION);
+    let Some(bearer) = header.and_then(|header| bearer(header.as_bytes())) else {
+        accounts.failures().note(Door::Http, Failure::Missing, peer);
+        return Err(Error::MissingKey);
+    };
+    let account = accounts.authenticate_at(Door::Http, peer, bearer).await?;
     tracing::Span::current().record("key.id", account.key_id().get());
     let mut response = match admit(&accounts, &account, request.method()) {
         Ok(lease) => {

@@ -2,16 +2,16 @@
 
 use std::num::{NonZeroU32, NonZeroU64};
 
-use axum::Json;
 use axum::body::Body;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Actor, Admin, Invalid};
+use super::{Admin, Changed, Invalid};
 use crate::auth::{Change, KeyChange, KeyId, KeyLimits, KeyRecord, Terms};
 use crate::http::{Error, body};
 
@@ -98,17 +98,16 @@ pub(super) async fn list(State(admin): State<Admin>) -> Result<Json<KeyList>, Er
 
 pub(super) async fn create(
     State(admin): State<Admin>,
-    Extension(actor): Extension<Actor>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
     let new: NewKey = parse(&admin, &headers, body).await?;
     let terms = new.terms(&admin)?;
     let (record, key) = admin.keys.create(&terms).await?;
-    actor.did("create", record.id, "");
+    let changed = Changed { key: Some(record.id), fields: Vec::new() };
     let mut object = KeyObject::new(record, admin.keys.clock().unix_seconds());
     object.key = Some(key.expose().to_owned());
-    Ok((StatusCode::CREATED, Json(object)).into_response())
+    Ok((StatusCode::CREATED, Extension(changed), Json(object)).into_response())
 }
 
 pub(super) async fn retrieve(
@@ -121,26 +120,24 @@ pub(super) async fn retrieve(
 
 pub(super) async fn update(
     State(admin): State<Admin>,
-    Extension(actor): Extension<Actor>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<KeyObject>, Error> {
+) -> Result<Response, Error> {
     let id = key_id(&id)?;
     let change = parse::<KeyPatch>(&admin, &headers, body).await?.change(&admin)?;
     let record = admin.keys.update(id, &change).await?;
-    actor.did("update", id, &changed_fields(&change).join(","));
-    Ok(Json(KeyObject::new(record, admin.keys.clock().unix_seconds())))
+    let changed = Changed { key: Some(id), fields: change.fields() };
+    let object = KeyObject::new(record, admin.keys.clock().unix_seconds());
+    Ok((Extension(changed), Json(object)).into_response())
 }
 
 pub(super) async fn revoke(
     State(admin): State<Admin>,
-    Extension(actor): Extension<Actor>,
     Path(id): Path<String>,
 ) -> Result<Json<KeyObject>, Error> {
     let id = key_id(&id)?;
     let record = admin.keys.revoke(id).await?;
-    actor.did("revoke", id, "");
     Ok(Json(KeyObject::new(record, admin.keys.clock().unix_seconds())))
 }
 
@@ -201,21 +198,6 @@ fn check_expiry(admin: &Admin, expires_at: i64) -> Result<(), Invalid> {
         return Err(Invalid::new("expires_at", "must be Unix seconds of a time to come"));
     }
     Ok(())
-}
-
-/// What a change touches, for the log.
-fn changed_fields(change: &KeyChange) -> Vec<&'static str> {
-    let touched = [
-        ("name", change.name.is_some()),
-        ("active", change.active.is_some()),
-        ("models", change.models.is_some()),
-        ("expires_at", change.expires_at != Change::Keep),
-        ("requests_per_minute", change.requests_per_minute != Change::Keep),
-        ("tokens_per_minute", change.tokens_per_minute != Change::Keep),
-        ("concurrent_requests", change.concurrent_requests != Change::Keep),
-        ("monthly_tokens", change.monthly_tokens != Change::Keep),
-    ];
-    touched.into_iter().filter_map(|(name, touched)| touched.then_some(name)).collect()
 }
 
 // === impl KeyObject ===

@@ -10,7 +10,7 @@ use crate::testing::log::Log;
 const ADMIN_KEY: &str = "an-admin-key-of-our-own";
 
 /// A server with the admin API on its main listener, or on one of its own.
-async fn administered(listen: Option<std::net::SocketAddr>) -> Fixture {
+async fn administered(listen: Option<SocketAddr>) -> Fixture {
     let mut fixture = Fixture::new().await;
     let options = AdminOptions { key: Secret::new(ADMIN_KEY), listen };
     let keys = fixture.context.accounts.keys().clone();
@@ -189,10 +189,18 @@ async fn every_change_is_in_the_log_and_no_secret() {
     let path = format!("/admin/v1/keys/{}", made["id"]);
     fixture.admin("PATCH", &path, json!({ "active": false, "monthly_tokens": null })).await;
     fixture.admin("DELETE", &path, Value::Null).await;
+    fixture.admin("DELETE", "/admin/v1/keys/999", Value::Null).await;
     drop(recording);
     let text = log.text();
-    for (action, fields) in [("create", ""), ("update", "active,monthly_tokens"), ("revoke", "")] {
-        let expect = format!("action=\"{action}\" key.id={} fields=\"{fields}\"", made["id"]);
+    let id = made["id"].as_i64().unwrap();
+    let expected = [
+        ("create_key", id, "outcome=\"ok\""),
+        ("update_key", id, "fields=\"active,monthly_tokens\" outcome=\"ok\""),
+        ("revoke_key", id, "outcome=\"ok\""),
+        ("revoke_key", 999, "outcome=\"key_not_found\""),
+    ];
+    for (action, id, rest) in expected {
+        let expect = format!("action=\"{action}\" key.id={id} {rest}");
         let line = text.lines().find(|line| line.contains(&expect));
         let line = line.unwrap_or_else(|| panic!("{expect} is not in\n{text}"));
         assert!(line.contains("by=\"admin key\"") && line.contains("request.id"), "{line}");
