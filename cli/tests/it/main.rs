@@ -11,3 +11,4 @@ mod chat;
 mod status;
 mod keys;
 mod batches;
+mod tls;
