@@ -158,3 +158,28 @@ topologySpreadConstraints:
 priorityClassName: {{ . }}
 {{- end }}
 {{- end }}
+
+{{/* Files of a process in its cluster, as variables: `kubectl exec` finds them, too. */}}
+{{- define "switchyard.clusterTlsEnv" -}}
+- name: SWITCHYARD_CLUSTER_TLS_CERT
+  value: /etc/switchyard/cluster-tls/tls.crt
+- name: SWITCHYARD_CLUSTER_TLS_KEY
+  value: /etc/switchyard/cluster-tls/tls.key
+- name: SWITCHYARD_CLUSTER_TLS_CA
+  value: /etc/switchyard/cluster-tls/ca.crt
+{{- end }}
+
+{{/* Mount of a Secret as a folder, so that its changes arrive: `dict "name" NAME`. */}}
+{{- define "switchyard.tlsMount" -}}
+- name: {{ .name }}
+  mountPath: /etc/switchyard/{{ .name }}
+  readOnly: true
+{{- end }}
+
+{{/* Its volume: `dict "name" NAME "secret" SECRET`. */}}
+{{- define "switchyard.tlsVolume" -}}
+- name: {{ .name }}
+  secret:
+    secretName: {{ .secret }}
+    defaultMode: 0440
+{{- end }}

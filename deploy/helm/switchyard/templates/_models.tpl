@@ -134,6 +134,9 @@ resources:
 {{- if and .Values.database.value (not (regexMatch "^postgres(ql)?://." .Values.database.value)) }}
 {{- fail "database.value must be a URL, postgres://USER:PASSWORD@HOST/NAME" }}
 {{- end }}
+{{- if ne (empty .Values.tls.coordinatorSecret) (empty .Values.tls.workerSecret) }}
+{{- fail "tls.coordinatorSecret and tls.workerSecret belong together: the processes of a cluster have TLS, or none has" }}
+{{- end }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.enabled needs httpRoute.parentRefs: name the gateway" }}
 {{- end }}

@@ -7,6 +7,11 @@ Pod template of a worker: `dict "root" $ "name" NAME "model" MODEL`. The same fo
 {{- $source := .model.source }}
 {{- $isCuda := eq .model.device "cuda" }}
 {{- $listen := .root.Values.listen }}
+{{- $probe := printf "grpc: {port: %s}" (include "switchyard.controlPort" .root) }}
+{{- if .root.Values.tls.workerSecret }}
+{{- /* A kubelet has no certificate of the cluster. */}}
+{{- $probe = printf "httpGet: {path: /health, port: %s}" (include "switchyard.workerMetricsPort" .root) }}
+{{- end }}
 metadata:
   labels:
     {{- include "switchyard.podLabels" .root | nindent 4 }}
@@ -72,6 +77,9 @@ spec:
         {{- end }}
       env:
         {{- include "switchyard.env" .root | nindent 8 }}
+        {{- if .root.Values.tls.workerSecret }}
+        {{- include "switchyard.clusterTlsEnv" .root | nindent 8 }}
+        {{- end }}
         - name: POD_IP
           valueFrom:
             fieldRef:
@@ -89,16 +97,16 @@ spec:
       # Until the worker listens. Loading comes after it has registered: the coordinator watches its progress, and puts out
       # a worker that is silent for a minute, which then exits. So a slow one is not killed, and a stuck one is.
       startupProbe:
-        grpc: {port: {{ include "switchyard.controlPort" .root }}}
+        {{- $probe | nindent 8 }}
         periodSeconds: 5
         failureThreshold: {{ div (add $settings.startupSeconds 4) 5 }}
       livenessProbe:
-        grpc: {port: {{ include "switchyard.controlPort" .root }}}
+        {{- $probe | nindent 8 }}
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: {{ div (add $settings.livenessSeconds 9) 10 }}
       readinessProbe:
-        grpc: {port: {{ include "switchyard.controlPort" .root }}}
+        {{- $probe | nindent 8 }}
         periodSeconds: 5
         timeoutSeconds: 5
       terminationMessagePolicy: FallbackToLogsOnError
@@ -122,6 +130,9 @@ spec:
         - name: kernel-cache
           mountPath: /var/cache/switchyard
         {{- end }}
+        {{- if .root.Values.tls.workerSecret }}
+        {{- include "switchyard.tlsMount" (dict "name" "cluster-tls") | nindent 8 }}
+        {{- end }}
         {{- include "switchyard.modelMount" (dict "name" .name "source" $source) | indent 8 }}
         {{- with $settings.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
@@ -132,6 +143,9 @@ spec:
   volumes:
     - name: tmp
       emptyDir: {}
+    {{- with .root.Values.tls.workerSecret }}
+    {{- include "switchyard.tlsVolume" (dict "name" "cluster-tls" "secret" .) | nindent 4 }}
+    {{- end }}
     {{- with $settings.shmSize }}
     - name: shm
       emptyDir:
