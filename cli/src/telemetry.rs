@@ -1,18 +1,22 @@
 //! Logs and traces of a process: set up once, before anything else runs.
 //!
-//! Logs go to standard error, one event per line. Traces are exported by OTLP only when an endpoint is named.
+//! Logs go to standard error, one event per line. Traces are exported by OTLP only when an endpoint is named; see
+//! [`traces`]. What is logged and what is traced are chosen apart: a quiet log has the same traces.
 
-use anyhow::Context as _;
-use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::WithExportConfig as _;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 use crate::config::Invalid;
+
+mod traces;
+
+use traces::Traces;
+pub(crate) use traces::{Protocol, Ratio};
+
+#[cfg(test)]
+mod tests;
 
 /// Logging and tracing, the same for every command.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,9 +28,29 @@ pub(crate) struct Args {
     /// Form of a log line.
     #[arg(long, global = true, env = "SWITCHYARD_LOG_FORMAT", value_enum, default_value_t)]
     pub(crate) log_format: Format,
-    /// Export traces by OTLP over gRPC to this address.
+    /// Export traces by OTLP to this address, such as http://127.0.0.1:4317.
     #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub(crate) otlp_endpoint: Option<String>,
+    /// How OTLP is spoken there.
+    #[arg(
+        long,
+        global = true,
+        env = "OTEL_EXPORTER_OTLP_PROTOCOL",
+        value_enum,
+        default_value_t,
+        value_name = "PROTOCOL"
+    )]
+    pub(crate) otlp_protocol: Protocol,
+    /// Share of the requests that are traced, 0 to 1, of those whose caller does not say. A caller's `traceparent` decides
+    /// for its own.
+    #[arg(
+        long,
+        global = true,
+        env = "SWITCHYARD_TRACE_SAMPLE_RATIO",
+        default_value_t,
+        value_name = "RATIO"
+    )]
+    pub(crate) trace_sample_ratio: Ratio,
 }
 
 /// Form of a log line.
@@ -52,7 +76,22 @@ impl Format {
 /// Flushes the trace exporter when the process ends.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    traces: Option<SdkTracerProvider>,
+    _traces: Option<Traces>,
+}
+
+// === impl Args ===
+
+impl Args {
+    /// The arguments that give another process the same traces.
+    pub(crate) fn trace_arguments(&self) -> Vec<String> {
+        let Some(endpoint) = &self.otlp_endpoint else { return Vec::new() };
+        let words = [
+            ("--otlp-endpoint", endpoint.clone()),
+            ("--otlp-protocol", self.otlp_protocol.as_str().to_owned()),
+            ("--trace-sample-ratio", self.trace_sample_ratio.to_string()),
+        ];
+        words.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
 }
 
 /// Installs the process's logger and, with an endpoint, its trace exporter under the name `service`.
@@ -75,34 +114,10 @@ pub(crate) fn init(
         }
         Format::Json => logs.json().flatten_event(true).boxed(),
     };
-    let traces = args.otlp_endpoint.as_deref().map(|url| exporter(url, service)).transpose()?;
-    let spans = traces
-        .as_ref()
-        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(service)));
-    tracing_subscriber::registry().with(filter).with(logs).with(spans).init();
-    Ok(Guard { traces })
-}
-
-fn exporter(url: &str, service: &'static str) -> anyhow::Result<SdkTracerProvider> {
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(url)
-        .build()
-        .with_context(|| format!("--otlp-endpoint {url}"))?;
-    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    let resource = opentelemetry_sdk::Resource::builder().with_service_name(service).build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
-}
-
-// === impl Guard ===
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(traces) = self.traces.take() {
-            // The process is ending and the collector may be gone: nothing is left to tell.
-            let _ = traces.shutdown();
-        }
-    }
+    let traces = Traces::start(args, service)?;
+    let spans = traces.as_ref().map(Traces::layer);
+    tracing_subscriber::registry().with(logs.with_filter(filter)).with(spans).init();
+    Ok(Guard { _traces: traces })
 }
 
 /// Logs to standard error.

@@ -286,9 +286,7 @@ fn worker_specs(
         ];
         let mut arguments = vec!["worker".to_owned(), "--exit-with-stdin".to_owned()];
         arguments.extend(words.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
-        if let Some(endpoint) = &log.otlp_endpoint {
-            arguments.extend(["--otlp-endpoint".to_owned(), endpoint.clone()]);
-        }
+        arguments.extend(log.trace_arguments());
         specs.extend((1..=args.workers).zip(&mut devices).map(|(number, device)| {
             let device = ["--device".to_owned(), device.to_string()];
             Spec {

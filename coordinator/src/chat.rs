@@ -224,12 +224,13 @@ impl Chat {
         let lease = request.lease.take();
         let priority = lease.as_ref().map_or(Priority::Interactive, Lease::priority);
         let render =
-            tracing::info_span!("chat.render", gen_ai.usage.input_tokens = tracing::field::Empty);
+            tracing::info_span!("prepare", gen_ai.usage.input_tokens = tracing::field::Empty);
         let Prepared { conversation, prompts, constraint, extras } =
             self.prepare_in_turn(served, request, priority).instrument(render.clone()).await?;
         let prompt_tokens = prompts.iter().map(|prompt| prompt.token_ids.len()).sum();
-        render.record("gen_ai.usage.input_tokens", prompt_tokens);
-        tracing::Span::current().record("gen_ai.usage.input_tokens", prompt_tokens);
+        // Signed, because OpenTelemetry has no other numbers.
+        render.record("gen_ai.usage.input_tokens", prompt_tokens as i64);
+        tracing::Span::current().record("gen_ai.usage.input_tokens", prompt_tokens as i64);
         let permit = tracing::info_span!("admission").in_scope(|| self.admit(priority))?;
         let mut bill = Bill::open(lease.as_ref(), served.model.id(), prompt_tokens)?;
 
@@ -249,9 +250,7 @@ impl Chat {
                 constraint: constraint.clone(),
                 priority,
             };
-            let submit = served.engine.submit(request);
-            let submitted = submit.instrument(tracing::info_span!("engine.submit")).await;
-            let generation = match submitted {
+            let generation = match served.engine.submit(request).await {
                 Ok(generation) => generation,
                 Err(error) => {
                     bill.withdraw();

@@ -9,6 +9,7 @@
 //! - [`group`]: a formed group, as the cluster's supervisor hands it over.
 //! - [`observe`]: its status as metrics.
 //! - `streams`: the owners of sequences, and what they are told.
+//! - `trace`: sequences in the traces of their requests.
 //! - `serving`: batches out to the ranks, outputs back.
 //! - `wire`: a plan as messages, and outputs checked against their plan.
 //!
@@ -35,6 +36,7 @@ pub mod activity;
 pub mod handle;
 pub mod group;
 mod streams;
+mod trace;
 mod serving;
 mod wire;
 mod metrics;
@@ -283,6 +285,7 @@ impl Engine {
     fn lose_group(&mut self, reason: String, events: &mut Vec<Event>) {
         self.serving = None;
         self.metrics.lost();
+        self.streams.group_lost(&reason);
         events.push(Event::GroupLost);
         self.status.send_modify(|status| {
             status.activity.lost();
@@ -315,7 +318,8 @@ impl Engine {
                 self.status.send_modify(|status| status.activity.planned(Instant::now(), prefill));
             }
             self.metrics.planned(&batch);
-            if let Err(failure) = serving.send(&batch, &self.streams) {
+            let traces = self.streams.traces_of(&batch);
+            if let Err(failure) = serving.send(&batch, &self.streams, &traces) {
                 self.fail_group(failure, &mut events);
             }
         }
@@ -325,8 +329,14 @@ impl Engine {
         match update {
             Update::Queued(id) => self.streams.accept(id),
             Update::Refused(id, error) => self.streams.refuse(id, error),
-            Update::Started { waited, .. } => self.metrics.started(waited),
-            Update::Preempted(_) => self.metrics.preempted(),
+            Update::Started { sequence, waited } => {
+                self.metrics.started(waited);
+                self.streams.started(sequence);
+            }
+            Update::Preempted(id) => {
+                self.metrics.preempted();
+                self.streams.preempted(id);
+            }
             Update::Token(id, token) => {
                 self.streams.token(id, token);
                 self.status.send_modify(|status| {

@@ -11,6 +11,7 @@
 //! - `kv_cache`: windows, tails and pools of compressed entries.
 //! - `weights`: the checkpoint, memory-mapped and checked.
 //! - `backend`: what a device must be able to do.
+//! - `trace`: a step as spans in the traces of requests.
 //! - `bench`: what a step costs, on a group of which only one rank exists.
 //!
 //! This crate never speaks HTTP and knows nothing of requests, texts or tokenizers.
@@ -32,6 +33,7 @@ pub mod server;
 pub mod registration;
 pub mod service;
 pub mod rank;
+pub mod trace;
 
 pub use options::Options;
 pub use server::Worker;

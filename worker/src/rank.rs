@@ -15,6 +15,7 @@ use crate::collective::{self, AllToAll};
 use crate::metric_definitions as metric;
 use crate::model::{self, Progress};
 use crate::step::{StepBatch, StepResult};
+use crate::trace::{Spans, Trace};
 
 pub mod runner;
 #[cfg(test)]
@@ -72,6 +73,19 @@ pub struct Handle {
 #[derive(Debug)]
 pub struct Stopped(oneshot::Receiver<()>);
 
+/// A step to compute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The epoch of its group.
+    pub epoch: GroupEpoch,
+    /// Its number in the epoch.
+    pub step: StepId,
+    /// This rank's part of it.
+    pub batch: StepBatch,
+    /// Traces that it is told in.
+    pub traces: Vec<Trace>,
+}
+
 /// A load under way.
 #[derive(Debug)]
 pub struct Loading {
@@ -96,9 +110,7 @@ enum Command {
         done: oneshot::Sender<()>,
     },
     Step {
-        epoch: GroupEpoch,
-        step: StepId,
-        batch: StepBatch,
+        step: Step,
         done: oneshot::Sender<Result<StepResult, Error>>,
     },
     Leave {
@@ -164,18 +176,13 @@ impl Handle {
         is_done.await.map_err(|_| Error::Stopped)
     }
 
-    /// Queues a step of `epoch`.
+    /// Queues a step.
     ///
     /// # Errors
     /// [`Error::Stopped`].
-    pub async fn step(
-        &self,
-        epoch: GroupEpoch,
-        step: StepId,
-        batch: StepBatch,
-    ) -> Result<PendingStep, Error> {
+    pub async fn step(&self, step: Step) -> Result<PendingStep, Error> {
         let (done, is_done) = oneshot::channel();
-        self.send(Command::Step { epoch, step, batch, done }).await?;
+        self.send(Command::Step { step, done }).await?;
         Ok(is_done)
     }
 
@@ -226,8 +233,8 @@ impl<R: StepRunner> Rank<R> {
                 self.collective = Some(collective);
                 let _ = done.send(());
             }
-            Command::Step { epoch, step, batch, done } => {
-                let result = self.step(epoch, step, &batch);
+            Command::Step { step, done } => {
+                let result = self.step(&step);
                 self.publish();
                 let _ = done.send(result);
             }
@@ -262,12 +269,8 @@ impl<R: StepRunner> Rank<R> {
         })
     }
 
-    fn step(
-        &mut self,
-        epoch: GroupEpoch,
-        step: StepId,
-        batch: &StepBatch,
-    ) -> Result<StepResult, Error> {
+    fn step(&mut self, step: &Step) -> Result<StepResult, Error> {
+        let &Step { epoch, step, ref batch, ref traces } = step;
         let ours = self.epoch();
         let Some(collective) = self.collective.as_mut().filter(|_| ours == Some(epoch)) else {
             return Err(Error::NotInGroup { step, theirs: epoch, ours });
@@ -275,7 +278,10 @@ impl<R: StepRunner> Rank<R> {
         let rank = collective.rank();
         let _span =
             debug_span!("rank.step", %epoch, %step, num_chunks = batch.chunks.len()).entered();
-        match self.runner.step(step, batch, collective.as_mut()) {
+        let spans = Spans::begin(traces, (rank, epoch, step));
+        let computed = self.runner.step(step, batch, collective.as_mut());
+        spans.end(&computed);
+        match computed {
             Ok(result) => {
                 metric::step_done(&result.timings, result.samples.len());
                 Ok(result)

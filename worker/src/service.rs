@@ -239,8 +239,7 @@ impl Worker for Service {
         &self,
         request: Request<Streaming<RankBatch>>,
     ) -> Result<Response<Self::ExecuteStream>, Status> {
-        let traceparent = request.metadata().get("traceparent").and_then(|id| id.to_str().ok());
-        let span = debug_span!("worker.execute", traceparent);
+        let span = debug_span!("worker.execute");
         let outputs = execute::begin(Arc::clone(&self.0), request.into_inner(), span)?;
         Ok(Response::new(outputs))
     }

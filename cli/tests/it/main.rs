@@ -3,6 +3,7 @@
 
 mod harness;
 mod life;
+mod logs;
 mod by_hand;
 mod bad_start;
 mod refusals;

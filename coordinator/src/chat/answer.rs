@@ -109,6 +109,7 @@ impl<P: Protocol> Answer<P> {
         let choices = select_all(choices);
         let span = tracing::Span::current();
         span.record("gen_ai.response.id", id.as_str());
+        span.record("gen_ai.response.model", model.as_str());
         let include_usage = conversation.response_options.include_usage;
         Self {
             id,

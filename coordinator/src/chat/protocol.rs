@@ -135,17 +135,19 @@ impl<P: Protocol> Request<P> {
     pub fn record_on_span(&self) {
         let asked = self.body.asked();
         let span = tracing::Span::current();
+        // Numbers are signed, because OpenTelemetry has no others: these would become text.
+        let top_k = Some(self.extras.top_k).filter(|&top_k| top_k > 0);
         span.record("gen_ai.operation.name", P::OPERATION);
         span.record("gen_ai.provider.name", names::GEN_AI_PROVIDER_DEEPSEEK);
         span.record("gen_ai.request.model", self.body.model());
-        span.record("gen_ai.request.max_tokens", asked.max_tokens);
+        span.record("gen_ai.request.max_tokens", asked.max_tokens.map(i64::from));
         span.record("gen_ai.request.temperature", asked.temperature);
         span.record("gen_ai.request.top_p", asked.top_p);
-        span.record("gen_ai.request.top_k", (self.extras.top_k > 0).then_some(self.extras.top_k));
+        span.record("gen_ai.request.top_k", top_k.map(i64::from));
         span.record("gen_ai.request.presence_penalty", asked.presence_penalty);
         span.record("gen_ai.request.frequency_penalty", asked.frequency_penalty);
-        span.record("gen_ai.request.choice.count", asked.n);
-        span.record("gen_ai.request.seed", asked.seed);
+        span.record("gen_ai.request.choice.count", asked.n.map(i64::from));
+        span.record("gen_ai.request.seed", asked.seed.map(|seed| seed as i64));
         span.record("gen_ai.request.stream", asked.stream);
     }
 }

@@ -7,10 +7,16 @@ use deepseek_recipe::stream::{
     ChunkGenerator, CompletionUsage, FinishReason, OutputChunk, PromptUsage,
 };
 use metrics::{Label, counter, histogram};
+use opentelemetry::trace::Status;
+use opentelemetry::{Array, Value};
 use tokio::time::Instant;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::Error;
 use crate::metric_definitions as names;
+
+/// Attribute: why each choice ended. A list, which fields of spans cannot be.
+const FINISH_REASONS: &str = "gen_ai.response.finish_reasons";
 
 /// What an answer came to, over all its choices, whatever its protocol makes of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -162,13 +168,17 @@ impl Meter {
         counter!(names::PROMPT_TOKENS_TOTAL, names::MODEL => self.model.clone())
             .increment(prompt_tokens);
         let span = tracing::Span::current();
-        span.record("gen_ai.usage.output_tokens", finished.completion.completion_tokens);
-        span.record("gen_ai.response.finish_reasons", tracing::field::debug(&finished.reasons));
+        span.record("gen_ai.usage.output_tokens", finished.completion.completion_tokens as i64);
+        let reasons = finished.reasons.iter().map(|reason| reason_name(*reason).into()).collect();
+        span.set_attribute(FINISH_REASONS, Value::Array(Array::String(reasons)));
     }
 
     /// The answer ended with an error.
     pub(super) fn failed(&self, error: &Error) {
         self.progress().outcome = Outcome::Failed(error.code());
+        let span = tracing::Span::current();
+        span.set_attribute("error.type", error.code());
+        span.set_status(Status::error(error.code()));
         tracing::warn!(error.type = error.code(), error = %Chain(error), "answer failed");
     }
 
@@ -217,6 +227,16 @@ impl Drop for Meter {
         }
         histogram!(names::GEN_AI_REQUEST_DURATION, labels)
             .record(ended.duration_since(self.started));
+    }
+}
+
+/// A reason as clients of OpenAI's API know it.
+fn reason_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop | FinishReason::StopSequence | FinishReason::EndOfStream => "stop",
+        FinishReason::Length => "length",
+        FinishReason::ToolCalls => "tool_calls",
+        FinishReason::ContentFilter => "content_filter",
     }
 }
 

@@ -1,6 +1,7 @@
 //! The way into a model group's engine.
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::RETRY_AFTER;
 use super::request::{GenerateRequest, Generation, SubmitError};
@@ -10,6 +11,8 @@ use super::status::GroupStatus;
 #[derive(Debug)]
 pub(super) struct Submission {
     pub(super) request: GenerateRequest,
+    /// Of the client's request.
+    pub(super) span: Span,
     pub(super) reply: oneshot::Sender<Result<Generation, SubmitError>>,
 }
 
@@ -28,7 +31,7 @@ impl Handle {
         Self { submissions, status }
     }
 
-    /// Hands a sequence to the engine. Returns once it is queued or refused, not when it begins; dropping the
+    /// Hands a sequence to the engine; it becomes a part of the trace of the current span. Returns once it is queued or refused, not when it begins; dropping the
     /// [`Generation`] cancels it.
     ///
     /// # Errors
@@ -39,7 +42,7 @@ impl Handle {
             reason: "the engine has stopped".to_owned(),
             retry_after: RETRY_AFTER,
         };
-        let submission = Submission { request, reply };
+        let submission = Submission { request, span: Span::current(), reply };
         self.submissions.send(submission).await.map_err(|_| stopped())?;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }

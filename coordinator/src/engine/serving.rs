@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll, once};
 use switchyard_moe::ids::{EpRank, GroupEpoch, SequenceId, StepId};
-use switchyard_proto::worker::{RankBatch, StepOutput};
+use switchyard_proto::worker::{RankBatch, StepOutput, TraceContext};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -110,7 +110,12 @@ impl Serving {
     }
 
     /// Sends a step to all ranks. Never waits: their queues have room for all steps in flight.
-    pub(super) fn send(&mut self, batch: &Batch, streams: &Streams) -> Result<(), GroupFailure> {
+    pub(super) fn send(
+        &mut self,
+        batch: &Batch,
+        streams: &Streams,
+        traces: &[TraceContext],
+    ) -> Result<(), GroupFailure> {
         if self.in_flight.is_empty() {
             self.oldest_since = Instant::now();
         }
@@ -118,7 +123,8 @@ impl Serving {
         let ranks = ranks.map(|(rank, part)| PendingRank::Owes(self.owed(rank, part))).collect();
         self.in_flight.push_back(PendingStep { step: batch.step, ranks });
         for (rank, (sender, part)) in (0..).map(EpRank).zip(self.batches.iter().zip(&batch.ranks)) {
-            let message = wire::batch(self.epoch, batch.step, part, streams);
+            let mut message = wire::batch(self.epoch, batch.step, part, streams);
+            message.traces = traces.to_vec();
             if sender.try_send(message).is_err() {
                 let error = RankError::Lost("its step stream takes no more batches".to_owned());
                 return Err(self.failure(&[(rank, error)]));

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use opentelemetry::KeyValue;
 use switchyard_moe::ids::SequenceId;
+use switchyard_proto::worker::TraceContext;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::error;
 
@@ -13,12 +15,15 @@ use super::request::{
     Constraint, FinishReason, GenerateError, GenerateEvent, GeneratedToken, Generation,
     SamplingParams, SubmitError,
 };
-use crate::scheduler::{self, NewSequence};
+use super::trace::{TRACES_PER_STEP_MAX, Trace};
+use crate::scheduler::{self, Batch, NewSequence};
 
 /// All sequences whose end has not been told yet.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     open: BTreeMap<SequenceId, Stream>,
+    /// Of those whose requests are sampled; mostly empty.
+    traces: BTreeMap<SequenceId, Trace>,
     last_id: SequenceId,
     hangup: Arc<Notify>,
 }
@@ -54,7 +59,7 @@ impl Streams {
     /// Gives the request an id and a stream. The caller hears of it through [`accept`](Self::accept) or
     /// [`refuse`](Self::refuse).
     pub(super) fn open(&mut self, submission: Submission) -> NewSequence {
-        let Submission { request, reply } = submission;
+        let Submission { request, span, reply } = submission;
         self.last_id = SequenceId(self.last_id.0 + 1);
         let max_tokens = request.max_tokens as usize;
         let (events, receiver) = mpsc::channel(max_tokens + 1);
@@ -66,6 +71,7 @@ impl Streams {
             constraint: request.constraint,
         };
         self.open.insert(self.last_id, Stream { events, start, reply });
+        self.traces.extend(Trace::begin(&span).map(|trace| (self.last_id, trace)));
         NewSequence {
             id: self.last_id,
             priority: request.priority,
@@ -93,9 +99,42 @@ impl Streams {
                 SubmitError::TooLong { needed, available }
             }
         };
+        self.traces.remove(&id);
         if let Some(reply) = self.open.remove(&id).and_then(|stream| stream.reply) {
             let _ = reply.sender.send(Err(error));
         }
+    }
+
+    /// The sequence runs for the first time.
+    pub(super) fn started(&mut self, id: SequenceId) {
+        if let (Some(trace), Some(stream)) = (self.traces.get_mut(&id), self.open.get(&id)) {
+            trace.started(stream.start.prompt_len);
+        }
+    }
+
+    /// The sequence waits again, and will be computed again.
+    pub(super) fn preempted(&self, id: SequenceId) {
+        if let Some(trace) = self.traces.get(&id) {
+            trace.note("preempted", Vec::new());
+        }
+    }
+
+    /// All sequences wait for the next group, and will be computed again.
+    pub(super) fn group_lost(&self, reason: &str) {
+        for trace in self.traces.values() {
+            trace.note("group lost", vec![KeyValue::new("switchyard.reason", reason.to_owned())]);
+        }
+    }
+
+    /// The spans that workers tell a step in: those of the first few of its sequences that have one.
+    pub(super) fn traces_of(&mut self, batch: &Batch) -> Vec<TraceContext> {
+        if self.traces.is_empty() {
+            return Vec::new();
+        }
+        let chunks = batch.ranks.iter().flat_map(|rank| &rank.chunks);
+        let told =
+            chunks.filter_map(|chunk| self.traces.get_mut(&chunk.sequence)?.step(&chunk.tokens));
+        told.take(TRACES_PER_STEP_MAX).collect()
     }
 
     /// Passes one token on.
@@ -103,17 +142,24 @@ impl Streams {
         if self.start(id).is_some_and(|start| !start.sampling.logprobs) {
             token.logprob = None;
         }
+        if let Some(trace) = self.traces.get_mut(&id) {
+            trace.token();
+        }
         self.send(id, GenerateEvent::Token(token));
     }
 
     /// Tells the owner that the answer is complete.
     pub(super) fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         self.send(id, GenerateEvent::Finished(reason));
+        self.traces.remove(&id);
         self.open.remove(&id);
     }
 
     /// Tells the owner that the answer cannot go on.
     pub(super) fn fail(&mut self, id: SequenceId, error: GenerateError) {
+        if let Some(trace) = self.traces.remove(&id) {
+            trace.failed("the answer cannot follow its format any further");
+        }
         self.send(id, GenerateEvent::Failed(error));
         self.open.remove(&id);
     }
@@ -126,6 +172,9 @@ impl Streams {
             self.send(id, GenerateEvent::Failed(error.clone()));
         }
         self.open.clear();
+        for trace in std::mem::take(&mut self.traces).into_values() {
+            trace.failed(error.to_string());
+        }
         ids
     }
 
@@ -136,7 +185,11 @@ impl Streams {
 
     /// Forgets the streams whose readers have gone; returns their sequences.
     pub(super) fn take_gone(&mut self) -> impl Iterator<Item = SequenceId> {
-        self.open.extract_if(.., |_, stream| stream.events.is_closed()).map(|(id, _)| id)
+        let Self { open, traces, .. } = self;
+        open.extract_if(.., |_, stream| stream.events.is_closed()).map(|(id, _)| {
+            traces.remove(&id);
+            id
+        })
     }
 
     /// What the sequence's rank must know.

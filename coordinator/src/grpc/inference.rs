@@ -95,7 +95,8 @@ impl Inference {
             self.accounts.failures().note(Door::Grpc, Failure::Missing, peer);
             return Err(Error::MissingKey);
         };
-        let account = self.accounts.authenticate_at(Door::Grpc, peer, bearer).await?;
+        let authenticate = self.accounts.authenticate_at(Door::Grpc, peer, bearer);
+        let account = authenticate.instrument(tracing::info_span!("authenticate")).await?;
         tracing::Span::current().record("key.id", account.key_id().get());
         Ok(account)
     }

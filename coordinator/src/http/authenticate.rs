@@ -15,6 +15,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
 use http_body::{Frame, SizeHint};
+use tracing::Instrument as _;
 
 use super::{Error, bearer, peer};
 use crate::auth::failures::{Door, Failure};
@@ -57,7 +58,8 @@ pub(super) async fn authenticate(
         accounts.failures().note(Door::Http, Failure::Missing, peer);
         return Err(Error::MissingKey);
     };
-    let account = accounts.authenticate_at(Door::Http, peer, bearer).await?;
+    let authenticate = accounts.authenticate_at(Door::Http, peer, bearer);
+    let account = authenticate.instrument(tracing::info_span!("authenticate")).await?;
     tracing::Span::current().record("key.id", account.key_id().get());
     let mut response = match admit(&accounts, &account, request.method()) {
         Ok(lease) => {

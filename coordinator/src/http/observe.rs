@@ -6,6 +6,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use metrics::counter;
 use opentelemetry::propagation::Extractor;
+use opentelemetry::trace::Status;
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span, field};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -43,7 +44,10 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let mut response = next.run(request).instrument(span.clone()).await;
 
     let status = response.status();
-    span.record("http.response.status_code", status.as_u16());
+    span.record("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.set_status(Status::error(""));
+    }
     let elapsed = arrived.elapsed();
     counter!(
         names::HTTP_REQUESTS_TOTAL,
@@ -66,7 +70,8 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
 
 /// A span for one request of either API, child of the caller's trace when there is one.
 pub(crate) fn request_span(name: &'static str, headers: &HeaderMap) -> Span {
-    let span = tracing::info_span!(
+    // Of the highest level, so that lines of every level are told with it.
+    let span = tracing::error_span!(
         "request",
         otel.name = name,
         otel.kind = "server",
@@ -89,7 +94,7 @@ pub(crate) fn request_span(name: &'static str, headers: &HeaderMap) -> Span {
         gen_ai.request.seed = field::Empty,
         gen_ai.request.stream = field::Empty,
         gen_ai.response.id = field::Empty,
-        gen_ai.response.finish_reasons = field::Empty,
+        gen_ai.response.model = field::Empty,
         gen_ai.usage.input_tokens = field::Empty,
         gen_ai.usage.output_tokens = field::Empty,
     );

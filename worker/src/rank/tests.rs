@@ -63,8 +63,12 @@ fn pair(epoch: u64) -> (Local, Local) {
     (mesh.next().unwrap(), mesh.next().unwrap())
 }
 
+fn of(epoch: u64, step: u64, batch: StepBatch) -> Step {
+    Step { epoch: GroupEpoch(epoch), step: StepId(step), batch, traces: Vec::new() }
+}
+
 async fn step(rank: &Handle, epoch: u64, step: u64) -> Result<StepResult, Error> {
-    rank.step(GroupEpoch(epoch), StepId(step), StepBatch::default())
+    rank.step(of(epoch, step, StepBatch::default()))
         .await
         .unwrap()
         .await
@@ -136,7 +140,7 @@ async fn a_panic_is_noticed() {
         samples: false,
     };
     let batch = StepBatch { chunks: vec![chunk], released: Vec::new() };
-    let pending = rank.step(GroupEpoch(1), StepId(1), batch).await.unwrap();
+    let pending = rank.step(of(1, 1, batch)).await.unwrap();
     assert!(pending.await.is_err());
     stopped.wait().await;
     assert!(matches!(rank.leave(GroupEpoch(1)).await, Err(Error::Stopped)));

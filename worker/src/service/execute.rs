@@ -114,19 +114,20 @@ impl Execution {
     /// Checks a batch and queues it for the rank.
     async fn take(&mut self, batch: RankBatch) -> Result<(), Status> {
         let epoch = self.membership.epoch();
-        let (theirs, step, batch) = wire::batch(batch).map_err(|error| status::field(&error))?;
-        if theirs != epoch {
-            return Err(status::stale_epoch(theirs, epoch));
+        let step = wire::batch(batch).map_err(|error| status::field(&error))?;
+        if step.epoch != epoch {
+            return Err(status::stale_epoch(step.epoch, epoch));
         }
-        if step.0 != self.last.0 + 1 {
+        let number = step.step;
+        if number.0 != self.last.0 + 1 {
             return Err(Status::invalid_argument(format!(
-                "step: {step} does not follow step {} of epoch {epoch}",
+                "step: {number} does not follow step {} of epoch {epoch}",
                 self.last
             )));
         }
-        self.last = step;
-        let pending = self.inner.rank.step(epoch, step, batch).await;
-        self.in_flight.push_back((step, pending.map_err(|error| status::rank(&error))?));
+        self.last = number;
+        let pending = self.inner.rank.step(step).await;
+        self.in_flight.push_back((number, pending.map_err(|error| status::rank(&error))?));
         Ok(())
     }
 

@@ -9,11 +9,12 @@ use switchyard_proto::worker as proto;
 use switchyard_proto::worker::sequence_chunk::Tokens;
 
 use crate::kv_cache::CacheLimits;
-use crate::rank::Plan;
+use crate::rank::{Plan, Step};
 use crate::step::{
     ChunkTokens, Constraint, SampledToken, SamplingParams, SequenceChunk, SequenceStart, StepBatch,
     StepResult, StepTimings,
 };
+use crate::trace::{TRACES_MAX, Trace};
 
 #[cfg(test)]
 mod tests;
@@ -174,7 +175,8 @@ fn limits(message: proto::CacheLimits) -> Result<CacheLimits, FieldError> {
 ///
 /// # Errors
 /// Names the field.
-pub fn batch(message: proto::RankBatch) -> Result<(GroupEpoch, StepId, StepBatch), FieldError> {
+pub fn batch(message: proto::RankBatch) -> Result<Step, FieldError> {
+    let traces = traces(&message.traces)?;
     let chunks = message.chunks.into_iter().enumerate().map(|(index, chunk)| {
         self::chunk(chunk)
             .map_err(|error| wrong(format!("chunks[{index}].{}", error.field), error.problem))
@@ -183,7 +185,19 @@ pub fn batch(message: proto::RankBatch) -> Result<(GroupEpoch, StepId, StepBatch
         chunks: chunks.collect::<Result<_, _>>()?,
         released: message.released_sequence_ids.into_iter().map(SequenceId).collect(),
     };
-    Ok((GroupEpoch(message.epoch), StepId(message.step), batch))
+    Ok(Step { epoch: GroupEpoch(message.epoch), step: StepId(message.step), batch, traces })
+}
+
+fn traces(messages: &[proto::TraceContext]) -> Result<Vec<Trace>, FieldError> {
+    if messages.len() > TRACES_MAX {
+        let problem = format!("has {}, at most {TRACES_MAX} are told", messages.len());
+        return Err(wrong("traces", problem));
+    }
+    let traces = messages.iter().enumerate().map(|(index, message)| {
+        Trace::new(&message.trace_id, &message.span_id)
+            .ok_or_else(|| wrong(format!("traces[{index}]"), "is no span of a trace"))
+    });
+    traces.collect()
 }
 
 fn chunk(message: proto::SequenceChunk) -> Result<SequenceChunk, FieldError> {

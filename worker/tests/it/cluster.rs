@@ -384,7 +384,13 @@ pub(crate) fn batch(epoch: u64, step: u64, sequences: &[u64]) -> RankBatch {
         start: None,
         samples: false,
     });
-    RankBatch { epoch, step, chunks: chunks.collect(), released_sequence_ids: Vec::new() }
+    RankBatch {
+        epoch,
+        step,
+        chunks: chunks.collect(),
+        released_sequence_ids: Vec::new(),
+        traces: Vec::new(),
+    }
 }
 
 pub(crate) async fn run_steps(steps: &mut [Steps], epoch: u64, count: u64) {

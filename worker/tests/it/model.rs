@@ -67,7 +67,7 @@ async fn generate(steps: &mut [Steps], epoch: u64) -> Vec<SampledToken> {
         };
         for (rank, stream) in steps.iter().enumerate() {
             let chunks = if rank == last { vec![chunk.clone()] } else { Vec::new() };
-            stream.send(RankBatch { epoch, step, chunks, released_sequence_ids: Vec::new() }).await;
+            stream.send(RankBatch { epoch, step, chunks, ..RankBatch::default() }).await;
         }
         for stream in steps.iter_mut() {
             samples.extend(stream.next().await.unwrap().samples);

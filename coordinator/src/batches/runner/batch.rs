@@ -147,7 +147,7 @@ impl Runner {
 
     /// Has one request answered, however often it has to be tried, and records the answer.
     async fn answer_line(&self, batch: &BatchRecord, line: Line) -> Result<(), Error> {
-        let span = tracing::info_span!(
+        let span = tracing::error_span!(
             "batch.line",
             batch.id = %batch.id,
             request.id = output::request_id(&batch.id, line.number),

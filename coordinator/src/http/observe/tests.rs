@@ -70,12 +70,23 @@ async fn logs_say_what_happened_but_never_what_was_said() {
         "gen_ai.usage.input_tokens=16",
         "gen_ai.usage.output_tokens=9",
         "http.route=\"/v1/chat/completions\"",
-        "chat.render",
+        "authenticate",
+        "prepare",
         "admission",
-        "engine.submit",
         "status=200",
         "status=400",
     ] {
         assert!(log.contains(noted), "{noted} is not in the log:\n{log}");
     }
+}
+
+#[test]
+fn a_quiet_log_has_the_request_id_too() {
+    let log = Log::default();
+    let _recording = log.record_from(tracing::Level::WARN);
+    let span = request_span("http.request", &HeaderMap::new());
+    span.record("request.id", "my-request");
+    span.in_scope(|| tracing::warn!("something happened"));
+    let text = log.text();
+    assert!(text.contains("request.id=\"my-request\"") && text.contains("something"), "{text}");
 }

@@ -68,6 +68,7 @@ fn batch_message() -> proto::RankBatch {
             samples: true,
         }],
         released_sequence_ids: vec![8],
+        traces: vec![proto::TraceContext { trace_id: vec![1; 16], span_id: vec![2; 8] }],
     }
 }
 
@@ -135,8 +136,9 @@ fn a_form_group_request_becomes_a_plan_or_names_its_wrong_field() {
 
 #[test]
 fn a_batch_is_read_as_it_is_written() {
-    let (epoch, step, batch) = batch(batch_message()).unwrap();
+    let Step { epoch, step, batch, traces } = batch(batch_message()).unwrap();
     assert_eq!((epoch, step), (GroupEpoch(3), StepId(7)));
+    assert_eq!(traces, [Trace::new(&[1; 16], &[2; 8]).unwrap()]);
     assert_eq!(batch.released, [SequenceId(8)]);
     let chunk = &batch.chunks[0];
     assert_eq!(chunk.sequence, SequenceId(9));
@@ -170,6 +172,13 @@ fn a_batch_is_read_as_it_is_written() {
 
 #[test]
 fn a_batch_names_its_wrong_field() {
+    let check = |change: fn(&mut Vec<proto::TraceContext>), expected: &str| {
+        let mut message = batch_message();
+        change(&mut message.traces);
+        assert_eq!(batch(message).unwrap_err().to_string(), expected);
+    };
+    check(|traces| traces[0].span_id.clear(), "traces[0]: is no span of a trace");
+    check(|traces| *traces = vec![traces[0].clone(); 5], "traces: has 5, at most 4 are told");
     let check = |change: fn(&mut proto::SequenceChunk), expected: &str| {
         let mut message = batch_message();
         change(&mut message.chunks[0]);
