@@ -77,6 +77,7 @@ fn options(data_dir: &std::path::Path) -> Options {
         batches: BatchLimits::default(),
         playground: false,
         metrics: metric_definitions::install().unwrap(),
+        metrics_aliases: None,
     }
 }
 
@@ -99,6 +100,7 @@ async fn service(options: Options) -> Router {
         catalog: Arc::new(Catalog::new(&options.models)),
         playground: options.playground,
         metrics: options.metrics,
+        metrics_aliases: None,
         draining: CancellationToken::new(),
     })
 }

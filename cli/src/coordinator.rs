@@ -110,6 +110,10 @@ pub(crate) struct Args {
     #[arg(long, env = "SWITCHYARD_CONNECTIONS_MAX", value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     connections_max: Option<usize>,
+    /// Show some metrics under other names, too, for gateways that know no others [default: none].
+    #[arg(long, env = "SWITCHYARD_METRICS_ALIASES", value_enum)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metrics_aliases: Option<MetricsAliases>,
     /// Whether `/` serves a page to try the models [default: true].
     #[arg(long, env = "SWITCHYARD_PLAYGROUND", value_name = "BOOL")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -131,6 +135,14 @@ pub(crate) enum Compat {
     /// As the official API: thinking fixes temperature and `top_p`, penalties have no effect, `n` is 1.
     #[value(name = "deepseek")]
     DeepSeek,
+}
+
+/// Whose names metrics have besides ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MetricsAliases {
+    /// Those of vLLM that inference gateways read.
+    Vllm,
 }
 
 /// Arithmetic of a model.
@@ -215,6 +227,7 @@ fn resolve(args: &Args) -> anyhow::Result<Options> {
         playground: !args.no_playground && typed.playground.unwrap_or(true),
         election,
         metrics: metric_definitions::install()?,
+        metrics_aliases: typed.metrics_aliases.map(MetricsAliases::into),
     })
 }
 
@@ -289,6 +302,14 @@ impl From<Numerics> for switchyard_coordinator::options::Numerics {
         match numerics {
             Numerics::Exact => Self::Exact,
             Numerics::Official => Self::Official,
+        }
+    }
+}
+
+impl From<MetricsAliases> for switchyard_coordinator::http::aliases::Aliases {
+    fn from(aliases: MetricsAliases) -> Self {
+        match aliases {
+            MetricsAliases::Vllm => Self::Vllm,
         }
     }
 }

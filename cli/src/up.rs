@@ -250,6 +250,7 @@ fn options(
         playground: args.playground && !args.no_playground,
         election: ElectionOptions::None,
         metrics: metric_definitions::install()?,
+        metrics_aliases: None,
     })
 }
 

@@ -246,12 +246,12 @@ impl Engine {
 
     fn serve(&mut self, group: Group, events: &mut Vec<Event>) {
         let (epoch, world_size, limits) = (group.epoch, group.ranks.len(), group.limits);
+        self.metrics.formed(world_size, group.kv);
         if self.serving.is_some() {
             events.push(Event::GroupLost);
         }
         events.push(Event::GroupFormed { world_size, limits });
         self.serving = Some(Serving::new(group, self.options.step_deadline));
-        self.metrics.formed(world_size);
         self.status.send_modify(|status| {
             if status.phase != Phase::Stopping {
                 status.phase = Phase::Ready;

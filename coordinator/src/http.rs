@@ -10,6 +10,7 @@
 //! - `standby`: refuses requests while another coordinator leads.
 //! - [`body`]: a request's body, bounded in size and time.
 //! - [`sse`]: an answer as server-sent events.
+//! - [`aliases`]: metrics under other servers' names.
 //! - [`observe`]: request id, span, counters and the access log, around every route.
 //! - [`error`]: each error's status, in one place.
 
@@ -29,6 +30,7 @@ mod standby;
 pub mod openapi;
 pub mod playground;
 mod routes;
+pub mod aliases;
 pub mod body;
 pub mod sse;
 pub mod observe;
@@ -55,6 +57,7 @@ use crate::chat::Chat;
 use crate::chat::responses::store::Store;
 use crate::election::Standing;
 use crate::options::Limits;
+use aliases::Aliases;
 pub use error::Error;
 use models::Catalog;
 use routes::Routes;
@@ -88,6 +91,8 @@ pub struct Context {
     pub metrics: PrometheusHandle,
     /// Whether this coordinator leads, and else who does.
     pub standing: watch::Receiver<Standing>,
+    /// Other names under which some of them are shown, too.
+    pub metrics_aliases: Option<Aliases>,
     /// Cancelled when the server drains.
     pub draining: CancellationToken,
 }
@@ -167,7 +172,12 @@ pub(crate) fn peer(extensions: &Extensions) -> Option<SocketAddr> {
 }
 
 async fn metrics(State(context): State<Context>) -> Response {
-    ([(CONTENT_TYPE, METRICS_CONTENT_TYPE)], context.metrics.render()).into_response()
+    let rendered = context.metrics.render();
+    let rendered = match context.metrics_aliases {
+        Some(aliases) => aliases.append(rendered),
+        None => rendered,
+    };
+    ([(CONTENT_TYPE, METRICS_CONTENT_TYPE)], rendered).into_response()
 }
 
 async fn no_route(request: Request) -> Error {

@@ -118,6 +118,13 @@ pub const SCHEDULER_WAITING_SEQUENCES: &str = "switchyard_scheduler_waiting_sequ
 pub const SCHEDULER_FREE_KV_BLOCKS: &str = "switchyard_scheduler_free_kv_blocks";
 /// Gauge: KV blocks, by [`RANK`].
 pub const SCHEDULER_KV_BLOCKS: &str = "switchyard_scheduler_kv_blocks";
+/// Gauge, bytes: what sequences hold of the KV cache, over all ranks, by [`FAMILY`].
+pub const SCHEDULER_KV_USED: &str = "switchyard_scheduler_kv_used_bytes";
+/// Label: one of [`KV_FAMILIES`].
+pub const FAMILY: &str = "family";
+/// All values of [`FAMILY`]: sliding windows and what is not compressed yet, entries of CSA layers, their indexer keys, and
+/// entries of HCA layers.
+pub const KV_FAMILIES: [&str; 4] = ["window", "csa", "indexer", "hca"];
 /// Counter: running sequences that gave up their blocks to be recomputed later.
 pub const SCHEDULER_PREEMPTIONS_TOTAL: &str = "switchyard_scheduler_preemptions_total";
 /// Counter: tokens computed, by [`KIND`].
@@ -270,6 +277,11 @@ fn describe_engine() {
     describe_gauge!(SCHEDULER_WAITING_SEQUENCES, "Sequences that wait for a place.");
     describe_gauge!(SCHEDULER_FREE_KV_BLOCKS, "KV blocks that no sequence holds, by rank.");
     describe_gauge!(SCHEDULER_KV_BLOCKS, "KV blocks, by rank.");
+    describe_gauge!(
+        SCHEDULER_KV_USED,
+        Unit::Bytes,
+        "What sequences hold of the KV cache, over all ranks, by family."
+    );
     describe_counter!(SCHEDULER_PREEMPTIONS_TOTAL, "Sequences preempted, to be recomputed.");
     describe_counter!(SCHEDULER_TOKENS_TOTAL, "Tokens computed, by kind.");
     describe_histogram!(SCHEDULER_QUEUE_DURATION, Unit::Seconds, "Time until a sequence runs.");

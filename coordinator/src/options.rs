@@ -10,6 +10,7 @@ use switchyard_tls::Files as TlsFiles;
 use crate::chat::compat::Compat;
 use crate::cluster::CacheOptions;
 use crate::election::ElectionOptions;
+use crate::http::aliases::Aliases;
 
 /// File name of the SQLite database in the data folder.
 const DATABASE_FILE: &str = "switchyard.db";
@@ -53,6 +54,8 @@ pub struct Options {
     pub election: ElectionOptions,
     /// The process's metrics, from [`metric_definitions::install`](crate::metric_definitions::install).
     pub metrics: PrometheusHandle,
+    /// Other names under which some of them are shown, too.
+    pub metrics_aliases: Option<Aliases>,
 }
 
 /// Which connections are protected by TLS, and with which files. They may change while the coordinator runs.

@@ -130,6 +130,7 @@ impl Coordinator {
             playground: options.playground,
             metrics: options.metrics,
             standing: watched,
+            metrics_aliases: options.metrics_aliases,
             draining: CancellationToken::new(),
         };
         Ok(Bound {

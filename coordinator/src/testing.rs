@@ -304,6 +304,7 @@ impl Fixture {
             playground: true,
             metrics: metrics(),
             standing: standing(Standing::Leads),
+            metrics_aliases: None,
             draining: CancellationToken::new(),
         };
         Self { engine, context, data_dir, _ledger: stop.drop_guard() }

@@ -76,17 +76,48 @@ pub fn entries_per_block(ratio: usize) -> usize {
     BLOCK_SIZE.div_ceil(ratio)
 }
 
+/// Bytes of one KV block over all layers, by what they hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockBytes {
+    /// Entries of CSA layers.
+    pub csa: usize,
+    /// Indexer keys of CSA layers.
+    pub indexer: usize,
+    /// Entries of HCA layers.
+    pub hca: usize,
+}
+
+impl BlockBytes {
+    /// Those of a model.
+    #[must_use]
+    pub fn new(config: &ModelConfig, format: CacheFormat) -> Self {
+        let row = format.row_bytes(config.head_dim, config.qk_rope_head_dim);
+        let key = format.key_bytes(config.index_head_dim);
+        let mut bytes = Self::default();
+        for kind in &config.layers {
+            match *kind {
+                AttentionKind::SlidingWindow => {}
+                AttentionKind::Csa { ratio } => {
+                    bytes.csa += entries_per_block(ratio) * row;
+                    bytes.indexer += entries_per_block(ratio) * key;
+                }
+                AttentionKind::Hca { ratio } => bytes.hca += entries_per_block(ratio) * row,
+            }
+        }
+        bytes
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn total(self) -> usize {
+        self.csa + self.indexer + self.hca
+    }
+}
+
 /// Bytes of one KV block over all layers.
 #[must_use]
 pub fn block_bytes(config: &ModelConfig, format: CacheFormat) -> usize {
-    let row = format.row_bytes(config.head_dim, config.qk_rope_head_dim);
-    let key = format.key_bytes(config.index_head_dim);
-    let layer_bytes = |kind: &AttentionKind| match *kind {
-        AttentionKind::SlidingWindow => 0,
-        AttentionKind::Csa { ratio } => entries_per_block(ratio) * (row + key),
-        AttentionKind::Hca { ratio } => entries_per_block(ratio) * row,
-    };
-    config.layers.iter().map(layer_bytes).sum()
+    BlockBytes::new(config, format).total()
 }
 
 /// Tokens by which a sequence can be set back after an aborted step or rejected drafts: the rings of window and

@@ -234,6 +234,10 @@ pub trait Backend: fmt::Debug + Send + Sized {
     fn selection(&self) -> Self::Selection;
     /// Makes room for other ranks' rows.
     fn received(&self) -> Self::Received;
+    /// Rows that the experts here compute, a row once for each of its experts; `None` where only the device knows.
+    fn num_received(&self, _received: &Self::Received) -> Option<usize> {
+        None
+    }
     /// Makes an empty buffer.
     fn buffer(&self) -> Self::Buffer;
 

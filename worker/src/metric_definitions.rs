@@ -32,6 +32,8 @@ const TOKENS: &str = "switchyard_worker_tokens_total";
 const SAMPLES: &str = "switchyard_worker_samples_total";
 /// Samples put off because their grammar's mask was not ready in time.
 const SAMPLES_DEFERRED: &str = "switchyard_worker_samples_deferred_total";
+/// Rows that the experts of this rank computed, by `layer`.
+const EXPERT_ROWS: &str = "switchyard_worker_expert_rows_total";
 /// Time to find the mask of one token of a constrained answer, compiling its grammar included.
 const MASK_DURATION: &str = "switchyard_worker_mask_duration_seconds";
 /// Wait for one peer's rows in an exchange, by `peer` (its rank).
@@ -64,6 +66,11 @@ pub fn describe() {
         SAMPLES_DEFERRED,
         Unit::Count,
         "Samples put off because their grammar's mask was not ready in time"
+    );
+    describe_counter!(
+        EXPERT_ROWS,
+        Unit::Count,
+        "Rows that the experts of this rank computed, a row once for each of its experts, by layer"
     );
     describe_histogram!(
         MASK_DURATION,
@@ -112,6 +119,22 @@ pub(crate) fn step_done(timings: &StepTimings, num_samples: usize) {
     ];
     for (phase, seconds) in phases {
         histogram!(STEP_PHASE_DURATION, "phase" => phase).record(seconds);
+    }
+}
+
+/// Counters of expert rows, by layer; looked up once, because a step has many layers.
+#[derive(Debug, Default)]
+pub(crate) struct ExpertMeters(Vec<Counter>);
+
+impl ExpertMeters {
+    /// A step was computed in which the experts of each layer had so many rows.
+    pub(crate) fn step_done(&mut self, rows: &[u32]) {
+        for layer in self.0.len()..rows.len() {
+            self.0.push(counter!(EXPERT_ROWS, "layer" => layer.to_string()));
+        }
+        for (counter, &rows) in self.0.iter().zip(rows) {
+            counter.increment(rows.into());
+        }
     }
 }
 

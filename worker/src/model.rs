@@ -352,6 +352,7 @@ impl<B: Backend> RankModel<B> {
             spans: &spans,
             samplers: &mut self.samplers,
             timings: StepTimings::default(),
+            expert_rows: Vec::new(),
             waits: self.waits,
         };
         pass.begin(&self.weights.embed, all_to_all.world_size());
@@ -360,6 +361,7 @@ impl<B: Backend> RankModel<B> {
             pass.moe_block(step, index, layer, all_to_all)?;
         }
         let (mut result, logits) = pass.head(&self.weights, batch, rows);
+        result.expert_rows = std::mem::take(&mut pass.expert_rows);
         result.timings = StepTimings { num_tokens: ids.len() as u32, ..pass.timings };
         Ok((result, logits))
     }

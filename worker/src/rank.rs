@@ -125,6 +125,7 @@ struct Rank<R> {
     runner: R,
     collective: Option<Collective>,
     num_sequences: Arc<AtomicUsize>,
+    experts: metric::ExpertMeters,
     /// Whether the device has failed. Only another process can use it again, so the thread ends, and the worker with it.
     is_lost: bool,
 }
@@ -141,7 +142,8 @@ pub fn spawn<R: StepRunner>(runner: R) -> io::Result<(Handle, Stopped)> {
     thread::Builder::new().name("rank".to_owned()).spawn(move || {
         // Dropped when the thread ends, in whatever way.
         let _alive: oneshot::Sender<()> = alive;
-        let mut rank = Rank { runner, collective: None, num_sequences, is_lost: false };
+        let experts = metric::ExpertMeters::default();
+        let mut rank = Rank { runner, collective: None, num_sequences, experts, is_lost: false };
         while let Some(command) = commands.blocking_recv() {
             rank.obey(command);
             if rank.is_lost {
@@ -284,6 +286,7 @@ impl<R: StepRunner> Rank<R> {
         match computed {
             Ok(result) => {
                 metric::step_done(&result.timings, result.samples.len());
+                self.experts.step_done(&result.expert_rows);
                 Ok(result)
             }
             Err(source) => {

@@ -116,6 +116,9 @@ pub struct StepResult {
     pub failed: Vec<(SequenceId, String)>,
     /// Where the time went.
     pub timings: StepTimings,
+    /// Rows that the experts of this rank computed, by layer, a row once for each of its experts. Empty where the device
+    /// does not tell.
+    pub expert_rows: Vec<u32>,
 }
 
 /// One sampled token.

@@ -17,7 +17,7 @@ use tokio::time::{Duration, error::Elapsed, timeout};
 use super::link::{self, Connector, RankLink};
 use super::membership::Member;
 use super::{ModelGroupOptions, limits};
-use crate::engine::group::{Group, RankStream};
+use crate::engine::group::{Group, KvBytes, RankStream};
 use crate::engine::status::RankMember;
 use crate::scheduler::{Limits, STEPS_IN_FLIGHT_MAX};
 
@@ -53,6 +53,7 @@ struct Shard {
 pub(super) struct Former {
     options: ModelGroupOptions,
     limits: Limits,
+    kv: KvBytes,
     connector: Arc<dyn Connector>,
     workers: BTreeMap<WorkerId, Worker>,
 }
@@ -129,13 +130,15 @@ impl Former {
         limits: Limits,
         connector: Arc<dyn Connector>,
     ) -> Self {
-        Self { options, limits, connector, workers: BTreeMap::new() }
+        let kv = limits::kv_bytes(&options, limits::CPU);
+        Self { options, limits, kv, connector, workers: BTreeMap::new() }
     }
 
     /// Computes with what the members' kind of device has room for; tells whether that has changed.
     pub(super) fn fit(&mut self, members: &[Arc<Member>]) -> bool {
         let kind = members.first().map_or(limits::CPU, |member| member.device_kind());
         // The options have been resolved once, for the kind with the fewest blocks.
+        self.kv = limits::kv_bytes(&self.options, kind);
         let fitting = limits::resolve(&self.options, kind).unwrap_or(self.limits);
         std::mem::replace(&mut self.limits, fitting) != fitting
     }
@@ -282,7 +285,7 @@ impl Former {
             Ok(RankStream { batches, outputs })
         });
         let ranks = try_join_all(streams.collect::<Vec<_>>()).await?;
-        Ok(Group { epoch, limits: self.limits, ranks })
+        Ok(Group { epoch, limits: self.limits, kv: self.kv, ranks })
     }
 
     /// Asks the ranks of `cohort` for a sign of life; returns those that give none, with what happened instead, and

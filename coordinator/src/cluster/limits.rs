@@ -1,11 +1,12 @@
 //! A group's options as blocks and tokens, and the ranks that its weights need.
 
-use switchyard_moe::capacity::{self, CacheFormat};
+use switchyard_moe::capacity::{self, BlockBytes, CacheFormat};
 use switchyard_moe::config::{BLOCK_SIZE, ModelConfig};
 use switchyard_proto::worker::CacheLimits;
 use tracing::warn;
 
 use super::ModelGroupOptions;
+use crate::engine::group::KvBytes;
 use crate::options::Numerics;
 use crate::scheduler::Limits;
 
@@ -91,6 +92,16 @@ pub fn warn_if_lowered(options: &ModelGroupOptions, limits: &Limits) {
             kv_cache_bytes = options.cache.kv_cache_bytes,
             "the KV cache is too small for the longest sequence: max_model_len is lowered; raise kv_cache_bytes"
         );
+    }
+}
+
+/// What sequences cost workers that compute on `device_kind`.
+#[must_use]
+pub fn kv_bytes(options: &ModelGroupOptions, device_kind: &str) -> KvBytes {
+    let format = cache_format(options.numerics, device_kind);
+    KvBytes {
+        block: BlockBytes::new(&options.config, format),
+        window: capacity::sequence_bytes(&options.config, format),
     }
 }
 

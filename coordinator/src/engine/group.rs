@@ -3,6 +3,7 @@
 use std::fmt;
 
 use futures::stream::BoxStream;
+use switchyard_moe::capacity::BlockBytes;
 use switchyard_moe::ids::{EpRank, GroupEpoch};
 use switchyard_proto::worker::{RankBatch, StepOutput};
 use tokio::sync::{mpsc, watch};
@@ -17,8 +18,19 @@ pub struct Group {
     pub epoch: GroupEpoch,
     /// What its ranks have room for.
     pub limits: Limits,
+    /// What that costs.
+    pub kv: KvBytes,
     /// Its ranks in order, `[world_size]`.
     pub ranks: Vec<RankStream>,
+}
+
+/// Bytes of a rank's KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvBytes {
+    /// Of each block that a sequence holds.
+    pub block: BlockBytes,
+    /// Of each sequence besides: its window, and the tokens not compressed yet.
+    pub window: usize,
 }
 
 /// The open `Execute` stream of one rank. Dropping it ends the rank's part in the epoch.

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::group::{RankError, RankStream};
+use super::group::{KvBytes, RankError, RankStream};
 use super::request::{
     FinishReason, GenerateEvent, GenerateRequest, Generation, Priority, SamplingParams,
 };
@@ -67,7 +67,12 @@ impl Fixture {
             streams.push(RankStream { batches, outputs: outputs_stream });
             ranks.push(Rank { batches: received, outputs });
         }
-        let group = Group { epoch: GroupEpoch(epoch), limits: limits(), ranks: streams };
+        let group = Group {
+            epoch: GroupEpoch(epoch),
+            limits: limits(),
+            kv: KvBytes::default(),
+            ranks: streams,
+        };
         self.remote.command(Command::Serve(group)).await;
         let mut status = self.handle.watch();
         status.wait_for(|status| status.epoch == GroupEpoch(epoch)).await.unwrap();

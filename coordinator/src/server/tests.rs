@@ -40,6 +40,7 @@ impl Setup {
             files: FileLimits::default(),
             batches: BatchLimits::default(),
             metrics: testing::metrics(),
+            metrics_aliases: None,
         }
     }
 }

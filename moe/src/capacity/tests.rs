@@ -22,6 +22,8 @@ fn v4_flash_block_costs_what_the_entries_cost() {
     // 21 CSA layers of 32 entries and keys, 20 HCA layers of one entry, in bf16.
     let expected = (21 * 32 * (512 + 128) + 20 * 512) * 2;
     assert_eq!(block_bytes(&config, CacheFormat::Bf16), expected);
+    let parts = BlockBytes { csa: 21 * 32 * 1024, indexer: 21 * 32 * 256, hca: 20 * 1024 };
+    assert_eq!(BlockBytes::new(&config, CacheFormat::Bf16), parts);
     // The published 6,880 bytes per token (bf16 everything).
     assert_eq!(expected / BLOCK_SIZE, 6_880);
 }

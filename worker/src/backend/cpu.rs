@@ -239,6 +239,10 @@ impl Backend for CpuBackend {
         CpuReceived::default()
     }
 
+    fn num_received(&self, received: &CpuReceived) -> Option<usize> {
+        Some(received.num_assignments())
+    }
+
     fn buffer(&self) -> Vec<u8> {
         Vec::new()
     }

@@ -56,6 +56,7 @@ impl<B: Backend> Pass<'_, B> {
         self.backend
             .unpack_dispatch(&t.inbound, layer.num_slots, &mut t.received)
             .map_err(|error| malformed(error, dispatch))?;
+        self.expert_rows.extend(self.backend.num_received(&t.received).map(|rows| rows as u32));
         self.backend.run_experts(&layer.experts, &mut t.received);
         let computed = self.clock();
 

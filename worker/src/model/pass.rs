@@ -65,6 +65,8 @@ pub(super) struct Pass<'a, B: Backend> {
     pub(super) spans: &'a [Span<'a>],
     pub(super) samplers: &'a mut Samplers,
     pub(super) timings: StepTimings,
+    /// See [`StepResult::expert_rows`](crate::step::StepResult::expert_rows).
+    pub(super) expert_rows: Vec<u32>,
     /// Whether [`clock`](Self::clock) waits for the device.
     pub(super) waits: bool,
 }

@@ -124,6 +124,10 @@ impl CpuReceived {
         }
     }
 
+    pub(super) fn num_assignments(&self) -> usize {
+        self.assignments.len()
+    }
+
     /// Indices of the assignments, by slot; within a slot as they came.
     fn by_slot(&self) -> Vec<usize> {
         let mut order: Vec<_> = (0..self.assignments.len()).collect();

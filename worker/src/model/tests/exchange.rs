@@ -148,3 +148,30 @@ fn progress_ends_at_the_bytes_that_were_announced() {
         assert_eq!(last.bytes_done, last.bytes_total);
     }
 }
+
+#[test]
+fn a_row_counts_once_for_each_of_its_experts_on_the_rank_that_computes_it() {
+    let tokens = prompt(3, 40);
+    let ranks = mesh(2).into_iter().zip(0..).map(|(mut local, rank)| {
+        // Only rank 0 has tokens; the experts of both compute them.
+        let chunks = if rank == 0 { vec![prefill(1, 0, &tokens, Some(greedy()))] } else { vec![] };
+        let batch = batch(chunks);
+        thread::spawn(move || {
+            let mut model = load(Numerics::Exact, rank, 2);
+            let result = model.step(StepId(1), &batch, &mut local).unwrap();
+            (result.expert_rows, model.config().clone())
+        })
+    });
+    let ranks: Vec<_> =
+        ranks.collect::<Vec<_>>().into_iter().map(|it| it.join().unwrap()).collect();
+    let config = &ranks[0].1;
+    for layer in 0..config.num_hidden_layers {
+        let rows = [ranks[0].0[layer], ranks[1].0[layer]];
+        assert_eq!(
+            rows[0] + rows[1],
+            (tokens.len() * config.num_experts_per_tok) as u32,
+            "{layer}"
+        );
+        assert!(rows[0] > 0 && rows[1] > 0, "layer {layer}: {rows:?}");
+    }
+}

@@ -31,6 +31,7 @@ fn forced_layers(numerics: Numerics, dir: &Path, prefix: &str) -> Vec<[Vec<f32>;
         spans: &spans,
         samplers: &mut model.samplers,
         timings: StepTimings::default(),
+        expert_rows: Vec::new(),
         waits: false,
     };
     pass.begin(&model.weights.embed, 1);

@@ -218,6 +218,7 @@ fn a_result_is_written_whole() {
         deferred: vec![SequenceId(5)],
         failed: vec![(SequenceId(6), "why".to_owned())],
         timings,
+        expert_rows: vec![3],
     };
     let message = output(GroupEpoch(3), StepId(7), result);
     let top = |token_id, logprob| proto::TokenLogprob { token_id, logprob };
