@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 COLOURS = {"switchyard-coordinator": "#3b6ea5", "switchyard-worker": "#c9c9c9"}
 PHASE_COLOURS = dict(zip(PHASES, ["#4c9f70", "#d98e04", "#8a5fbf", "#c8553d", "#2f9bbd"]))
-QUESTION = "Repeat after me: " + "the quick brown fox jumps over the lazy dog. " * 60
+QUESTION = "Repeat after me: " + "the quick brown fox jumps over the lazy dog. " * 16
 
 
 def trace():
@@ -36,7 +36,12 @@ def in_order(spans):
     """Each span before its children, these by their beginning; with how deep it lies."""
     ids = {span["id"] for span in spans}
     children = {}
-    for span in sorted(spans, key=lambda span: (span["start"], span["attributes"].get("switchyard.rank", -1))):
+
+    def order(span):
+        told = span["attributes"]
+        return told.get("switchyard.step", 0), told.get("switchyard.rank", 0), span["start"]
+
+    for span in sorted(spans, key=order):
         children.setdefault(span["parent"] if span["parent"] in ids else None, []).append(span)
 
     def below(parent, depth):
