@@ -154,7 +154,9 @@ spec:
     {{- end }}
     {{- if $isCuda }}
     - name: kernel-cache
-      {{- toYaml $settings.kernelCache | nindent 6 }}
+      {{- /* Helm adds what is given to the default. */}}
+      {{- $cache := ternary (omit $settings.kernelCache "emptyDir") $settings.kernelCache (gt (len $settings.kernelCache) 1) }}
+      {{- toYaml $cache | nindent 6 }}
     {{- end }}
     {{- $claimed := eq $settings.kind "StatefulSet" }}
     {{- include "switchyard.modelVolume" (dict "name" .name "source" $source "claimed" $claimed) | indent 4 }}
