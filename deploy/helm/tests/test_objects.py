@@ -98,7 +98,8 @@ def test_network_policies_name_ports_that_exist(objects):
 def test_pods_have_no_rights(objects):
     for workload in workloads(objects):
         spec = pod_template(workload)["spec"]
-        assert spec["automountServiceAccountToken"] is False
+        elects = "--leader-election" in container(workload)["args"]
+        assert spec["automountServiceAccountToken"] is elects
         assert spec["enableServiceLinks"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

@@ -10,6 +10,7 @@ from chart import (CHART, FEATURES, PRESETS, container, load, merge, names, of_k
 
 DEMO = load(next(path for path in PRESETS if path.stem == "cpu-demo"))
 EVERYTHING = load(next(path for path in FEATURES if path.stem == "everything"))
+STANDBY = load(next(path for path in FEATURES if path.stem == "standby"))
 SETS = load(next(path for path in FEATURES if path.stem == "leader-worker-set"))
 
 
@@ -31,6 +32,24 @@ def test_the_demo_is_nothing_but_this():
         "ServiceAccount/rel-switchyard",
         "StatefulSet/rel-switchyard-worker-demo-flash",
     ]
+
+
+def test_several_coordinators_may_use_their_lease_and_nothing_else():
+    objects = render(STANDBY)
+    added = set(names(objects)) - set(names(render(merge(STANDBY, {"coordinator": {"replicas": 1}}))))
+    assert added == {"Lease/rel-switchyard", "Role/rel-switchyard-election", "RoleBinding/rel-switchyard-election"}
+    (rule,) = of_kind(objects, "Role")[0]["rules"]
+    assert rule == {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": ["rel-switchyard"], "verbs": ["get", "patch"]}
+    (subject,) = of_kind(objects, "RoleBinding")[0]["subjects"]
+    deployment = one(objects, "Deployment", "rel-switchyard-coordinator")
+    assert subject == {"kind": "ServiceAccount", "name": pod_template(deployment)["spec"]["serviceAccountName"], "namespace": "ns"}
+    arguments = container(deployment)["args"]
+    assert arguments[arguments.index("--leader-election-lease") + 1] == "rel-switchyard"
+    assert deployment["spec"]["replicas"] == 2
+    (spread,) = pod_template(deployment)["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["labelSelector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+    assert any({"port": 6443} in rule["ports"] for rule in one(objects, "NetworkPolicy", "rel-switchyard-coordinator")["spec"]["egress"])
 
 
 def test_a_spare_is_a_worker_beyond_the_world_size():
@@ -206,6 +225,8 @@ def test_the_notes_say_what_to_do_and_what_is_lost():
     assert "kubectl -n ns rollout status deployment/rel-switchyard-coordinator" in text
     assert "Keys and usage are lost" in text
     assert "networkPolicy.coordinatorEgress" not in text
+    text = render(STANDBY, notes=True)
+    assert "kubectl -n ns wait --for=jsonpath" in text and "rollout status deployment" not in text
     text = render(merge(DEMO, {"database": {"existingSecret": "x"}}), notes=True)
     assert "Keys and usage are lost" not in text
     assert "networkPolicy.coordinatorEgress" in text

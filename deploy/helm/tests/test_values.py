@@ -11,6 +11,7 @@ from chart import CHART, FEATURES, PRESETS, Refused, load, merge, render
 DEFAULTS = load(CHART / "values.yaml")
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 DEMO = load(next(path for path in PRESETS if path.stem == "cpu-demo"))
+STANDBY = load(next(path for path in FEATURES if path.stem == "standby"))
 EVERYTHING = merge(DEFAULTS, load(next(path for path in FEATURES if path.stem == "everything")))
 
 
@@ -62,6 +63,9 @@ OTHER = {
     ("extraObjects",): [],
     ("worker", "gpuResource"): "amd.com/gpu",
     ("coordinator", "startupSeconds"): 600,
+    ("coordinator", "replicas"): 3,
+    ("coordinator", "leaderElection", "renewSeconds"): 11,
+    ("coordinator", "leaderElection", "retrySeconds"): 3,
     ("coordinator", "liveness", "seconds"): 600,
     ("coordinator", "progressDeadlineSeconds"): 7200,
     ("worker", "startupSeconds"): 60,
@@ -76,6 +80,8 @@ WITHOUT = {
 WITH = {
     ("apiKey", "existingSecret"): {"apiKey": {"value": ""}},
 }
+# Have an effect only when there are several coordinators.
+ELECTION = {("coordinator", "replicas"), ("coordinator", "leaderElection"), ("networkPolicy", "apiServer")}
 NOT_OURS = {("global",), ("models",), ("monitoring", "prometheusRule", "enabled"), ("monitoring", "prometheusRule", "labels"),
             ("monitoring", "dashboards", "enabled"), ("monitoring", "dashboards", "labels"),
             ("monitoring", "dashboards", "annotations")}
@@ -117,6 +123,8 @@ def test_every_value_has_an_effect(path, schema):
     ground = merge(EVERYTHING, {**WITHOUT.get(path, {}), **WITH.get(path, {})})
     if path[:2] == ("coordinator", "persistence"):
         ground = merge(ground, {"coordinator": {"persistence": {"existingClaim": "", "enabled": True}}})
+    if path[:2] in ELECTION:
+        ground = merge(DEFAULTS, STANDBY)
     before = render(ground)
     after = render(put(ground, path, other(path, schema, get(ground, path))))
     assert before != after, f"{'.'.join(path)} has no effect"
@@ -176,7 +184,13 @@ def test_nothing_of_ours_takes_unknown_names():
 
 REFUSED = [
     ({"coordinater": {}}, "coordinater"),
-    ({"coordinator": {"replicas": 2}}, "replicas"),
+    ({"coordinator": {"replicas": 0}}, "replicas"),
+    ({"coordinator": {"replicas": 2}}, "needs database.existingSecret"),
+    ({"coordinator": {"replicas": 2, "persistence": {"enabled": True}}, "database": {"existingSecret": "x"}}, "coordinator.persistence.enabled=false"),
+    ({"coordinator": {"replicas": 2}, "database": {"existingSecret": "x"}}, "SWITCHYARD_FILE_STORE"),
+    ({"coordinator": {"replicas": 2, "persistence": {"existingClaim": "c"}, "podDisruptionBudget": {"enabled": True}},
+      "database": {"existingSecret": "x"}}, "podDisruptionBudget"),
+    ({"coordinator": {"leaderElection": {"renewSeconds": 15}}}, "coordinator.leaderElection"),
     ({"models": {"demo-flash": {"worldsize": 3}}}, "worldsize"),
     ({"models": {"demo-flash": {"worldSize": 0}}}, "worldSize"),
     ({"models": {"demo-flash": {"source": {"pvc": {"claimName": "x"}}}}}, "source"),

@@ -50,6 +50,11 @@ app.kubernetes.io/part-of: switchyard
 {{- end }}
 {{- end }}
 
+{{/* Whether there are several coordinators, which elect one: not empty then. */}}
+{{- define "switchyard.elects" -}}
+{{- if gt (int .Values.coordinator.replicas) 1 }}yes{{ end }}
+{{- end }}
+
 {{/* Labels that choose a component's pods: `dict "root" $ "component" "worker" "model" NAME`, the model for workers only. */}}
 {{- define "switchyard.selector" -}}
 app.kubernetes.io/name: {{ include "switchyard.name" .root }}
@@ -126,10 +131,10 @@ switchyard/model: {{ . }}
 {{- toYaml $constraints }}
 {{- end }}
 
-{{/* What pods have in common: `dict "root" $ "pod" SETTINGS "selector" YAML`. */}}
+{{/* What pods have in common: `dict "root" $ "pod" SETTINGS "selector" YAML "token" BOOL`, the token of Kubernetes' API where it is needed. */}}
 {{- define "switchyard.podSettings" -}}
 serviceAccountName: {{ include "switchyard.serviceAccountName" .root }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ default false .token }}
 # A Service's name must not become a setting of the program.
 enableServiceLinks: false
 {{- with .root.Values.imagePullSecrets }}

@@ -137,10 +137,37 @@ resources:
 {{- if ne (empty .Values.tls.coordinatorSecret) (empty .Values.tls.workerSecret) }}
 {{- fail "tls.coordinatorSecret and tls.workerSecret belong together: the processes of a cluster have TLS, or none has" }}
 {{- end }}
+{{- include "switchyard.validateElection" . }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.enabled needs httpRoute.parentRefs: name the gateway" }}
 {{- end }}
 {{- if and .Values.inferencePool.enabled (not .Values.inferencePool.endpointPicker.name) }}
 {{- fail "inferencePool.enabled needs inferencePool.endpointPicker.name: the Service of the endpoint picker" }}
+{{- end }}
+{{- end }}
+
+{{/* Refuses several coordinators that share nothing: what one has been told, the next would not know. */}}
+{{- define "switchyard.validateElection" -}}
+{{- $settings := .Values.coordinator }}
+{{- $times := $settings.leaderElection }}
+{{- if not (and (gt (int $times.leaseSeconds) (int $times.renewSeconds)) (gt (int $times.renewSeconds) (int $times.retrySeconds))) }}
+{{- fail "coordinator.leaderElection: leaseSeconds must be more than renewSeconds, and that more than retrySeconds" }}
+{{- end }}
+{{- if include "switchyard.elects" . }}
+{{- $replicas := int $settings.replicas }}
+{{- if not (or .Values.database.existingSecret .Values.database.value) }}
+{{- fail (printf "coordinator.replicas %d needs database.existingSecret: SQLite is one coordinator's" $replicas) }}
+{{- end }}
+{{- if and $settings.persistence.enabled (not $settings.persistence.existingClaim) }}
+{{- fail (printf "coordinator.replicas %d needs coordinator.persistence.enabled=false, or an existingClaim that all their pods can write: the chart's own is one node's" $replicas) }}
+{{- end }}
+{{- $stores := list }}
+{{- range $settings.extraEnv }}{{ if eq .name "SWITCHYARD_FILE_STORE" }}{{ $stores = append $stores .name }}{{ end }}{{ end }}
+{{- if not (or $stores (has "--file-store" $settings.extraArgs) $settings.persistence.existingClaim) }}
+{{- fail (printf "coordinator.replicas %d needs a place for files that all reach: SWITCHYARD_FILE_STORE in coordinator.extraEnv, or coordinator.persistence.existingClaim" $replicas) }}
+{{- end }}
+{{- if $settings.podDisruptionBudget.enabled }}
+{{- fail (printf "coordinator.podDisruptionBudget.enabled is for one coordinator: of %d only the leader is ready, and it could never be moved" $replicas) }}
+{{- end }}
 {{- end }}
 {{- end }}
