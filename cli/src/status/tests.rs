@@ -47,7 +47,7 @@ fn eventful() -> StatusObject {
     });
     let mut lost = idle.clone();
     lost["state"] = json!("lost");
-    let mut loading = idle.clone();
+    let mut loading = idle;
     loading["state"] = json!("loading");
     loading["loaded"] = json!(0.25);
     let reason = "rank 1 stopped before layer 3 dispatch; rank 1, worker 2 (127.0.0.1:40101, pid 31001), left";

@@ -14,7 +14,7 @@ async fn every_line_of_a_request_has_its_id_and_none_its_text() {
     let logs = ["--log", "info,switchyard_coordinator=trace,switchyard_worker=trace"];
     let up = Up::start(&[&["--workers", "2", "--log-format", "json"], &logs[..]].concat()).await;
     let client = http_client();
-    let mut requests = vec![(question(8), 200), (question(8), 200), (question(8), 400)];
+    let mut requests = [(question(8), 200), (question(8), 200), (question(8), 400)];
     requests[1].0["stream"] = json!(true);
     requests[2].0["temperature"] = json!(QUESTION);
     let mut answers = Vec::new();
