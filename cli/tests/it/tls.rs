@@ -1,8 +1,8 @@
 //! Real processes with certificates, and crowds of connections.
 
+use std::cell::Cell;
 use std::path::Path;
 
-use futures::StreamExt as _;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use switchyard_tls::testing::{Authority, Validity};
@@ -51,7 +51,7 @@ impl Coordinator {
         ]);
         let words = ["coordinator", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--model"];
         let more = ["--data", data.path().to_str().unwrap(), "--log-format", "json"];
-        let words = words.iter().chain([&model.as_str()]).chain(&more).copied();
+        let words = words.into_iter().chain([model.as_str()]).chain(more);
         let args: Vec<_> = words.chain(args.iter().map(String::as_str)).collect();
         let mut process = Process::start(program(&args).env("SWITCHYARD_API_KEY", KEY));
         let line = process.line_with("coordinator listens").await;
@@ -69,7 +69,7 @@ fn worker(grpc: &str, tls: &[String]) -> Process {
     let model = format!("demo={}", demo_model().display());
     let coordinator = format!("{}://{grpc}", if tls.is_empty() { "http" } else { "https" });
     let words = ["worker", "--world-size", "2", "--threads", "1", "--coordinator", &coordinator];
-    let words = words.iter().chain(&["--model", &model]).copied();
+    let words = words.into_iter().chain(["--model", model.as_str()]);
     let args: Vec<_> = words.chain(tls.iter().map(String::as_str)).collect();
     Process::start(&mut program(&args))
 }
@@ -101,15 +101,16 @@ async fn certificates_change_under_a_running_stream() {
     };
     eventually("the cluster is ready", ready).await;
 
-    let mut request = question(3000);
+    let mut request = question(1000);
     request["model"] = json!("demo");
     request["stream"] = json!(true);
     request["ignore_eos"] = json!(true);
-    let chat = client.post(coordinator.url("/v1/chat/completions")).bearer_auth(KEY);
-    let response = chat.json(&request).send().await.unwrap();
-    assert_eq!(response.status().as_u16(), 200);
-    let mut pieces = response.bytes_stream();
-    assert!(pieces.next().await.unwrap().is_ok());
+    let stream = async || {
+        let chat = client.post(coordinator.url("/v1/chat/completions")).bearer_auth(KEY);
+        let text = chat.json(&request).send().await.unwrap().text().await.unwrap();
+        assert!(text.contains("\"finish_reason\":\"length\"") && text.contains("data: [DONE]"));
+    };
+    stream().await;
 
     // New certificates for everybody, in the same files.
     let _ = authority.member(Role::Coordinator);
@@ -124,15 +125,18 @@ async fn certificates_change_under_a_running_stream() {
             metrics.contains(&line)
         })
     };
-    let mut text = String::new();
-    let reading = async {
-        while let Some(piece) = pieces.next().await {
-            text.push_str(&String::from_utf8_lossy(&piece.unwrap()));
+    // One stream after the other, so that one is under way whenever it happens.
+    let is_rotated = Cell::new(false);
+    let streaming = async {
+        while !is_rotated.get() {
+            stream().await;
         }
     };
-    let rotating = eventually("the new certificates are in use", taken_over);
-    tokio::join!(reading, rotating);
-    assert!(text.contains("\"finish_reason\":\"length\"") && text.contains("data: [DONE]"));
+    let rotating = async {
+        eventually("the new certificates are in use", taken_over).await;
+        is_rotated.set(true);
+    };
+    tokio::join!(streaming, rotating);
     // What is formed from now on shows the new ones, too.
     let third = worker(&coordinator.grpc, &cluster_flags(&member));
     let [first, second] = workers;
