@@ -91,7 +91,13 @@ async fn bind_told(setup: &Setup, begin: Standing) -> (Bound, watch::Sender<Stan
     let mut bound = Coordinator::bind(setup.options()).await.unwrap();
     let (told, standing) = watch::channel(begin);
     bound.election = Box::new(Told(standing));
-    (bound.grpc, bound.grpc_addr) = Port::take("gRPC", ([127, 0, 0, 1], 0).into()).unwrap();
+    (bound.grpc, bound.grpc_addr) = Port::reserve(
+        Api::Grpc,
+        ([127, 0, 0, 1], 0).into(),
+        &Security::Plain,
+        &ConnectionLimits::default(),
+    )
+    .unwrap();
     (bound, told)
 }
 
