@@ -102,10 +102,10 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<config::Invalid>() {
         return ExitCode::from(EXIT_USAGE);
     }
-    match error.downcast_ref::<server::Error>() {
-        Some(server::Error::LostLead(_)) => ExitCode::from(EXIT_TEMPORARY),
-        _ => ExitCode::FAILURE,
+    if matches!(error.downcast_ref(), Some(server::Error::LostLead(_))) {
+        return ExitCode::from(EXIT_TEMPORARY);
     }
+    ExitCode::FAILURE
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

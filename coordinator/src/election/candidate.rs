@@ -182,7 +182,7 @@ impl Candidate {
         let record = &self.seen()?.record;
         // As short as a Lease can be: whoever does not know that nobody leads waits for it.
         let duration = Duration::from_secs(1);
-        record.is_held_by(&self.identity).then(|| Record {
+        record.is_held_by(&self.identity).then_some(Record {
             holder: None,
             duration,
             transitions: record.transitions,

@@ -121,10 +121,10 @@ fn stored(lease: Lease) -> Result<Stored, StoreError> {
 }
 
 fn failed(error: kube::Error) -> StoreError {
-    match &error {
-        kube::Error::Api(status) if status.code == CONFLICT => StoreError::Conflict,
-        _ => StoreError::Failed(error.into()),
+    if matches!(&error, kube::Error::Api(status) if status.code == CONFLICT) {
+        return StoreError::Conflict;
     }
+    StoreError::Failed(error.into())
 }
 
 #[cfg(test)]

@@ -74,12 +74,14 @@ impl<S: LeaseStore> LeaseElection<S> {
         info!(identity = self.identity, "leads");
         standing.send_replace(Standing::Leads);
         match stop.run_until_cancelled(self.keep()).await {
-            Some(reason) => {
-                error!(identity = self.identity, reason, "leads no longer");
-                standing.send_replace(Standing::Lost { reason });
-            }
+            Some(reason) => self.lose(&standing, reason),
             None => self.resign().await,
         }
+    }
+
+    fn lose(&self, standing: &watch::Sender<Standing>, reason: String) {
+        error!(identity = self.identity, reason, "leads no longer");
+        standing.send_replace(Standing::Lost { reason });
     }
 
     /// Asks for the lease until it has it.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 mod stored;
 
-use super::admin;
+use super::{admin, standby};
 use crate::chat::responses::store;
 use crate::chat::usage::Chain;
 use crate::engine::request::{GenerateError, SubmitError};
@@ -33,7 +33,7 @@ pub enum Error {
     #[error("no API key was sent; send it as `Authorization: Bearer KEY`")]
     MissingKey,
     /// Another coordinator leads.
-    #[error("this coordinator stands by, {}; send the request again", leads(.leader.as_deref()))]
+    #[error("this coordinator stands by, {}; send the request again", standby::leads(.leader.as_deref()))]
     StandsBy {
         /// Which one, as far as is known.
         leader: Option<String>,
@@ -312,10 +312,6 @@ impl Error {
         response.extensions_mut().insert(report);
         response
     }
-}
-
-fn leads(leader: Option<&str>) -> String {
-    leader.map_or_else(|| "and nobody leads yet".to_owned(), |leader| format!("{leader} leads"))
 }
 
 fn denied_answer(denied: &auth::Denied) -> Answer {

@@ -23,3 +23,8 @@ pub(super) async fn refuse(
         None => Ok(next.run(request).await),
     }
 }
+
+/// Who leads, for a message.
+pub(super) fn leads(leader: Option<&str>) -> String {
+    leader.map_or_else(|| "and nobody leads yet".to_owned(), |leader| format!("{leader} leads"))
+}

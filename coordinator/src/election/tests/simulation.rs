@@ -57,6 +57,20 @@ struct Node {
 }
 
 impl Node {
+    fn new(index: usize, speed: u64, fates: Vec<Fate>, zero: Instant) -> Self {
+        Self {
+            candidate: Candidate::new(format!("node {index}"), Timing::default()),
+            zero,
+            speed,
+            fates,
+            attempt: 0,
+            began: zero,
+            answer: None,
+            record: None,
+            written: None,
+        }
+    }
+
     fn now(&self, true_ms: u64) -> Instant {
         self.zero + Duration::from_micros(true_ms * self.speed * 10)
     }
@@ -88,17 +102,7 @@ fn run(setups: Vec<(u64, Vec<Fate>)>) -> Result<u32, String> {
     let mut nodes: Vec<Node> = setups
         .into_iter()
         .enumerate()
-        .map(|(index, (speed, fates))| Node {
-            candidate: Candidate::new(format!("node {index}"), Timing::default()),
-            zero,
-            speed,
-            fates,
-            attempt: 0,
-            began: zero,
-            answer: None,
-            record: None,
-            written: None,
-        })
+        .map(|(index, (speed, fates))| Node::new(index, speed, fates, zero))
         .collect();
     let mut stored: Option<Stored> = None;
     let mut num_writes = 0_u64;
