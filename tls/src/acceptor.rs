@@ -1,7 +1,7 @@
 //! Connections that come in.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use crate::material::Material;
+use crate::material::{Made, Material};
 use crate::metric_definitions as metric;
 use crate::{ClientCertificate, HANDSHAKE_TIMEOUT, Security, Service, Stream, provider};
 
@@ -20,7 +20,7 @@ pub struct Acceptor {
     security: Security,
     service: Service,
     /// The configuration last made. New files make a new one, so that no session outlives its certificate.
-    made: Arc<Mutex<Option<(Arc<Material>, Arc<ServerConfig>)>>>,
+    made: Arc<Made<ServerConfig>>,
 }
 
 // === impl Acceptor ===

@@ -1,7 +1,7 @@
 //! Connections that go out.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 use tonic::transport::Uri;
 
-use crate::material::Material;
+use crate::material::{Made, Material};
 use crate::{HANDSHAKE_TIMEOUT, NEWEST_VERSION, Role, Security, Service, Stream, provider};
 
 /// Dials processes of the cluster, with TLS or without. Cheap to clone.
@@ -22,7 +22,7 @@ pub struct Connector {
     service: Service,
     /// The name that the other side must have, whatever its address.
     role: Role,
-    made: Arc<Mutex<Option<(Arc<Material>, Arc<ClientConfig>)>>>,
+    made: Arc<Made<ClientConfig>>,
 }
 
 // === impl Connector ===
