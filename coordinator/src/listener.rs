@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use metrics::{counter, gauge};
-use switchyard_tls::{Acceptor, Security, Service};
+use switchyard_tls::{Acceptor, Security, Service, Stream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -199,20 +199,25 @@ impl Shared {
             .increment(1);
     }
 
-    /// One connection, from the handshake to its end.
-    async fn run(self: Arc<Self>, stream: TcpStream, address: SocketAddr, seat: Arc<Seat>) {
+    /// Shakes hands; `None` if nothing comes of it.
+    async fn meet(&self, stream: TcpStream, address: SocketAddr, seat: &Seat) -> Option<Stream> {
         let accepted = tokio::select! {
             accepted = self.acceptor.accept(stream) => accepted,
-            () = seat.evicted() => return self.cut(Cut::Evicted),
-            () = self.stop.cancelled() => return,
-        };
-        let stream = match accepted {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(api = self.api.label(), %address, %error, "no handshake");
-                return;
+            () = seat.evicted() => {
+                self.cut(Cut::Evicted);
+                return None;
             }
+            () = self.stop.cancelled() => return None,
         };
+        if let Err(error) = &accepted {
+            tracing::debug!(api = self.api.label(), %address, %error, "no handshake");
+        }
+        accepted.ok()
+    }
+
+    /// One connection, from the handshake to its end.
+    async fn run(self: Arc<Self>, stream: TcpStream, address: SocketAddr, seat: Arc<Seat>) {
+        let Some(stream) = self.meet(stream, address, &seat).await else { return };
         let peer = stream.peer();
         let activity = Arc::new(Activity::new(seat, Instant::now()));
         let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));

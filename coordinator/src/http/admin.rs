@@ -135,7 +135,7 @@ async fn authenticate(
         let entry = Entry {
             actor: Actor::AdminKey(peer),
             action,
-            key: changed.key.or(named.map(KeyId::new)),
+            key: changed.key.or_else(|| named.map(KeyId::new)),
             fields: changed.fields,
             outcome: report.map_or(audit::OK, |report| report.code),
         };
