@@ -18,6 +18,7 @@ use switchyard_coordinator::batches::Batches;
 use switchyard_coordinator::chat::compat::Compat;
 use switchyard_coordinator::chat::model::Model;
 use switchyard_coordinator::chat::{Chat, Generate, Served};
+use switchyard_coordinator::election::{ElectionOptions, Standing};
 use switchyard_coordinator::engine::request::{
     FinishReason, GenerateEvent, GenerateRequest, GeneratedToken, Generation, SubmitError,
 };
@@ -76,6 +77,7 @@ fn options(data_dir: &std::path::Path) -> Options {
         files: FileLimits::default(),
         batches: BatchLimits::default(),
         playground: false,
+        election: ElectionOptions::None,
         metrics: metric_definitions::install().unwrap(),
         metrics_aliases: None,
     }
@@ -101,6 +103,7 @@ async fn service(options: Options) -> Router {
         playground: options.playground,
         metrics: options.metrics,
         metrics_aliases: None,
+        standing: watch::channel(Standing::Leads).1,
         draining: CancellationToken::new(),
     })
 }
