@@ -67,7 +67,7 @@ enum Command {
     /// Create, list, change and revoke API keys; sum up what they used.
     Keys(keys::Args),
     /// Run a coordinator: the API, the scheduler and the cluster's membership.
-    Coordinator(coordinator::Args),
+    Coordinator(Box<coordinator::Args>),
     /// Run a worker: one rank of one model's group.
     Worker(worker::Args),
     /// Compare a model's logits with those of a golden file.
@@ -124,7 +124,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Keys(args) => keys::run(args, &cli.log).await,
-        Command::Coordinator(args) => coordinator::run(args, &cli.log).await,
+        Command::Coordinator(args) => coordinator::run(*args, &cli.log).await,
         Command::Worker(args) => worker::run(args, &cli.log).await,
         Command::Verify(args) => tokio::task::block_in_place(|| verify::run(args)),
         Command::Bench(args) => tokio::task::block_in_place(|| bench::run(args)),
