@@ -1,7 +1,7 @@
 //! Connections that come in.
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use crate::material::{Made, Material};
+use crate::made::Made;
+use crate::material::Material;
 use crate::metric_definitions as metric;
 use crate::{ClientCertificate, HANDSHAKE_TIMEOUT, Security, Service, Stream, provider};
 
@@ -19,7 +20,6 @@ use crate::{ClientCertificate, HANDSHAKE_TIMEOUT, Security, Service, Stream, pro
 pub struct Acceptor {
     security: Security,
     service: Service,
-    /// The configuration last made. New files make a new one, so that no session outlives its certificate.
     made: Arc<Made<ServerConfig>>,
 }
 
@@ -40,7 +40,8 @@ impl Acceptor {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let Security::Tls(identity) = &self.security else { return Ok(Stream::plain(stream)) };
-        let config = self.config(identity.current()).map_err(io::Error::other)?;
+        let config = self.made.of(identity.current(), |material| config(self.service, material));
+        let config = config.map_err(io::Error::other)?;
         let shaken = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await;
         let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         match shaken {
@@ -50,18 +51,6 @@ impl Acceptor {
                 Err(error)
             }
         }
-    }
-
-    fn config(&self, material: Arc<Material>) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, config)) = &*made
-            && Arc::ptr_eq(of, &material)
-        {
-            return Ok(Arc::clone(config));
-        }
-        let config = Arc::new(config(self.service, &material)?);
-        *made = Some((material, Arc::clone(&config)));
-        Ok(config)
     }
 }
 

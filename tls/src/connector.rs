@@ -1,7 +1,7 @@
 //! Connections that go out.
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 use tonic::transport::Uri;
 
-use crate::material::{Made, Material};
+use crate::made::Made;
+use crate::material::Material;
 use crate::{HANDSHAKE_TIMEOUT, NEWEST_VERSION, Role, Security, Service, Stream, provider};
 
 /// Dials processes of the cluster, with TLS or without. Cheap to clone.
@@ -41,7 +42,8 @@ impl Connector {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let Security::Tls(identity) = &self.security else { return Ok(Stream::plain(stream)) };
-        let config = self.config(identity.current()).map_err(io::Error::other)?;
+        let config = self.made.of(identity.current(), |material| config(self.service, material));
+        let config = config.map_err(io::Error::other)?;
         let shaking = TlsConnector::from(config).connect(self.role.server_name(), stream);
         match timeout(HANDSHAKE_TIMEOUT, shaking).await {
             Ok(shaken) => Ok(Stream::tls(TlsStream::Client(shaken?))),
@@ -69,18 +71,6 @@ impl Connector {
                 connector.connect(&format!("{host}:{port}")).await.map(TokioIo::new)
             }
         })
-    }
-
-    fn config(&self, material: Arc<Material>) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, config)) = &*made
-            && Arc::ptr_eq(of, &material)
-        {
-            return Ok(Arc::clone(config));
-        }
-        let config = Arc::new(config(self.service, &material)?);
-        *made = Some((material, Arc::clone(&config)));
-        Ok(config)
     }
 }
 

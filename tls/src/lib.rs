@@ -15,6 +15,7 @@
 
 pub mod identity;
 mod material;
+mod made;
 pub mod acceptor;
 pub mod connector;
 pub mod stream;

@@ -1,7 +1,7 @@
 //! What the files of an identity hold: read, parsed and checked as a whole.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
@@ -35,9 +35,6 @@ pub(crate) struct Material {
     /// SHA-256 of the files.
     pub(crate) digest: [u8; 32],
 }
-
-/// A configuration, and what it was made of.
-pub(crate) type Made<C> = Mutex<Option<(Arc<Material>, Arc<C>)>>;
 
 // === impl Contents ===
 
