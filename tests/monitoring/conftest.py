@@ -7,8 +7,8 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -19,6 +19,10 @@ import pytest
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests"))
+
+from waiting import free_port, wait_for  # noqa: E402
+
 BINARY = pathlib.Path(os.environ.get("SWITCHYARD_BIN", ROOT / "target/release/switchyard"))
 RULES = ROOT / "deploy/helm/switchyard/files/alerts/switchyard.yaml"
 MODEL = ROOT / "models/demo-flash"
@@ -27,22 +31,6 @@ WORLD_SIZE = 3
 # Windows and waits of the rules are this many times shorter, so that an alert clears within a test's time.
 HASTE = 15
 UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_for(what, condition, seconds=120):
-    """The first true value of a condition."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
 def get(url):

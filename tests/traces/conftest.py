@@ -12,6 +12,7 @@ import pathlib
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -23,28 +24,16 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests"))
+
+from waiting import free_port, wait_for  # noqa: E402
+
 BINARY = pathlib.Path(os.environ.get("SWITCHYARD_BIN", ROOT / "target/release/switchyard"))
 COLLECTOR = os.environ.get("SWITCHYARD_OTELCOL")
 MODEL = ROOT / "models/demo-flash"
 KEY = "sk-sy-traces"
 WORLD_SIZE = 4
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_for(what, condition, seconds=120):
-    """The first true value of a condition."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
 def is_open(port):
